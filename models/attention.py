@@ -1,0 +1,108 @@
+"""Multi-head attention and the feed-forward block, shared by wav2vec2 and whisper.
+
+Shape letters: B batch, T queries, S keys, D d_model, H heads, K head width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention with separate query, key, value and output projections.
+
+    Stateless: past or cross-attended keys and values are handed to ``forward``, so a cache is
+    an object that the caller owns. The leaf names are the same in both models, so one prune
+    scope describes both.
+
+    Args:
+        d_model: Width of input and output.
+        num_heads: Heads; must divide ``d_model``.
+        key_bias: Whether ``k_proj`` has a bias (whisper's has none).
+        dropout: Dropout on the attention weights while training.
+
+    Raises:
+        ValueError: If ``num_heads`` does not divide ``d_model``.
+
+    Source:
+        Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int, key_bias: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model {d_model} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.k_proj = nn.Linear(d_model, d_model, bias=key_bias)
+        self.v_proj = nn.Linear(d_model, d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def keys_values(self, source: Tensor) -> KeysValues:
+        """Project ``source`` (B, S, D) to keys and values, each (B, H, S, K)."""
+        return self._split_heads(self.k_proj(source)), self._split_heads(self.v_proj(source))
+
+    def forward(
+        self,
+        x: Tensor,
+        keys_values: KeysValues | None = None,
+        attention_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Attend from ``x`` to ``keys_values``.
+
+        Args:
+            x: Queries (B, T, D), floating.
+            keys_values: Keys and values (B, H, S, K); None attends to ``x`` itself.
+            attention_mask: Bool, broadcastable to (B, H, T, S); True = attended. A row without
+                a single True has no defined output.
+            is_causal: Hide keys after the query's own position (needs T == S and no mask).
+
+        Returns:
+            (B, T, D).
+        """
+        keys, values = self.keys_values(x) if keys_values is None else keys_values
+        attended = F.scaled_dot_product_attention(
+            self._split_heads(self.q_proj(x)),
+            keys,
+            values,
+            attn_mask=attention_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
+        )
+        return self.out_proj(attended.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, S, D) -> (B, H, S, K)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between them.
+
+    Args:
+        d_model: Width of input and output.
+        ffn_dim: Width between the layers.
+        activation_dropout: Dropout after the GELU while training.
+        dropout: Dropout after the second layer while training.
+
+    Source:
+        Vaswani et al. 2017 (arXiv:1706.03762), section 3.3, with GELU in place of ReLU as both
+        wav2vec 2.0 and Whisper have it.
+    """
+
+    def __init__(
+        self, d_model: int, ffn_dim: int, activation_dropout: float = 0.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, d_model)
+        self.activation_dropout = nn.Dropout(activation_dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        return self.dropout(self.fc2(self.activation_dropout(F.gelu(self.fc1(x)))))
