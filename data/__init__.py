@@ -1,0 +1,1 @@
+"""Corpora, audio files, features, tokenizers, batches and scoring."""

@@ -1,0 +1,388 @@
+"""TIMIT and other corpora of its layout: folders to utterances, splits, and counts.
+
+The layout is ``{TRAIN,TEST}/DR1..8/SPEAKER/SENTENCE.{WAV,PHN,WRD,TXT}`` in any case, with ``.WAV``
+SPHERE or RIFF. Reading labels and lengths touches no samples; ``data.audio`` reads those.
+"""
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.audio import is_sphere, num_samples
+from data.phones import PHONES_61, fold_phones
+from data.sphere import SAMPLE_RATE
+from data.splits import CORE_TEST_SPEAKERS, DEV_SPEAKERS
+
+SPLITS = ("train", "dev", "test", "full-test")
+
+_TIMIT_UTTERANCES = {"train": 3696, "dev": 400, "test": 192, "full-test": 1344}
+_TIMIT_REFERENCE_PHONES = {"dev": 15057, "test": 7215}
+_SEARCH_DEPTH = 3
+_DEV_EVERY = 10
+_REMEDY = (
+    "give the folder that holds TRAIN and TEST (TIMIT is LDC93S1, catalog.ldc.upenn.edu/LDC93S1), "
+    "or use --data demo, which needs no corpus"
+)
+
+
+@dataclass(frozen=True)
+class Phone:
+    """One labelled stretch of a recording; times in samples, ``end`` excluded."""
+
+    start: int
+    end: int
+    label: str  # one of the 61
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording and its labels."""
+
+    utt_id: str  # "mdab0_sx139"
+    speaker: str  # "mdab0"
+    sex: str  # "m" or "f"
+    dialect: int  # 1 to 8
+    sentence: str  # "sx139"
+    path: Path
+    num_samples: int
+    text: str  # as written in .TXT
+    words: tuple[str, ...]  # of .WRD; empty where there is none
+    phones: tuple[Phone, ...]
+    is_timit: bool  # the corpus holds TIMIT's core-test or development speakers
+
+    @property
+    def seconds(self) -> float:
+        """Length of the recording."""
+        return self.num_samples / SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """Files of one sentence, unread."""
+
+    speaker: str
+    sentence: str
+    audio: Path
+    labels: Mapping[str, Path]  # by lower-case extension: phn, wrd, txt
+
+
+def load_timit(root: str | Path, split: str) -> list[Utterance]:
+    """List a split of TIMIT, or of another corpus in its layout.
+
+    Where TEST holds speakers of TIMIT's core test or development set, ``test`` and ``dev`` are
+    those 24 and 50 speakers and ``train`` is all of TRAIN. Elsewhere ``test`` is all of TEST,
+    ``dev`` is every tenth TRAIN speaker (sorted, the 10th, 20th, ...) and ``train`` the others.
+    ``full-test`` is all of TEST. The SA sentences, the same two for every speaker, are in no split.
+    Copies of one sentence count once, a SPHERE one first.
+
+    Args:
+        root: The folder of TRAIN and TEST, or one up to three levels above; any case.
+        split: "train", "dev", "test" or "full-test".
+
+    Returns:
+        The utterances by ``utt_id``; the same list on every machine.
+
+    Raises:
+        ValueError: If the corpus is not there, the split is unknown or empty, a recording or label
+            file is missing or damaged, a phone is not of the 61, or phone times overlap or run
+            backward.
+
+    Warns:
+        UserWarning: If only some of TIMIT's speakers of the split are there.
+
+    Source:
+        The split and the treatment of SA are those of Kaldi's ``egs/timit/s5``. That recipe trusts
+        the labels, and we check them.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    corpus = _find_corpus(Path(root))
+    train = _list_recordings(corpus, "train")
+    test = _list_recordings(corpus, "test")
+    if shared := sorted(train.keys() & test.keys()):
+        raise ValueError(
+            f"{corpus}: speaker {shared[0]} is in TRAIN and in TEST: restore TIMIT's folders"
+        )
+    is_timit = not test.keys().isdisjoint(CORE_TEST_SPEAKERS | DEV_SPEAKERS)
+    if is_timit:
+        chosen = _choose_timit(split, train, test)
+    else:
+        chosen = _choose_other(split, train, test)
+    utterances = [
+        _read_utterance(recording, is_timit)
+        for recordings in chosen
+        for recording in recordings
+        if not recording.sentence.startswith("sa")
+    ]
+    if not utterances:
+        raise ValueError(f"{corpus}: nothing is in split {split!r}: use another split or corpus")
+    return sorted(utterances, key=lambda utterance: utterance.utt_id)
+
+
+def check_counts(split: str, utterances: Sequence[Utterance]) -> list[str]:
+    """Compare a split of TIMIT with its published counts.
+
+    Args:
+        split: As for ``load_timit``.
+        utterances: What ``load_timit`` gave for it.
+
+    Returns:
+        One line per difference: in utterances, and for ``dev`` and ``test`` in reference phones (39
+        set, ``q`` deleted, every ``sil`` kept). Empty for other corpora, which have no such counts.
+
+    Source:
+        TESTSET.DOC of the TIMIT disc, and the totals in the RESULTS file of Kaldi's s5 recipe.
+    """
+    if not any(utterance.is_timit for utterance in utterances):
+        return []
+    num_phones = sum(len(_scored_phones(utterance)) for utterance in utterances)
+    found = [
+        ("utterances", len(utterances), _TIMIT_UTTERANCES.get(split)),
+        ("reference phones", num_phones, _TIMIT_REFERENCE_PHONES.get(split)),
+    ]
+    return [
+        f"TIMIT {split} has {count} {what} where {wanted} are expected: this copy is not "
+        "complete, and its error rates are not comparable"
+        for what, count, wanted in found
+        if wanted is not None and count != wanted
+    ]
+
+
+def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
+    """Write a tab-separated list of utterances, to tell later which data a number came from.
+
+    Columns: utt_id, speaker, sex, dialect, path (from TRAIN or TEST on), num_samples, seconds,
+    phones39 (as scored), text, labels_sha256 (over phones with times, words and text).
+    """
+    rows = [
+        "utt_id speaker sex dialect path num_samples seconds phones39 text labels_sha256".split()
+    ]
+    for item in utterances:
+        labels = repr(([(p.start, p.end, p.label) for p in item.phones], item.words, item.text))
+        rows.append(
+            [
+                item.utt_id,
+                item.speaker,
+                item.sex,
+                str(item.dialect),
+                "/".join(item.path.parts[-4:]),
+                str(item.num_samples),
+                f"{item.seconds:.4f}",
+                " ".join(_scored_phones(item)),
+                " ".join(item.text.split()),
+                hashlib.sha256(labels.encode()).hexdigest(),
+            ]
+        )
+    text = "".join("\t".join(row) + "\n" for row in rows)
+    Path(path).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _scored_phones(utterance: Utterance) -> list[str]:
+    return fold_phones([phone.label for phone in utterance.phones], 39)
+
+
+def _choose_timit(
+    split: str,
+    train: Mapping[str, list[_Recording]],
+    test: Mapping[str, list[_Recording]],
+) -> list[list[_Recording]]:
+    """Choose by TIMIT's speaker lists."""
+    if split == "train":
+        return list(train.values())
+    if split == "full-test":
+        return list(test.values())
+    wanted = CORE_TEST_SPEAKERS if split == "test" else DEV_SPEAKERS
+    if missing := sorted(wanted - test.keys()):
+        warnings.warn(
+            f"TIMIT {split} lacks {len(missing)} of its {len(wanted)} speakers, so its error rates "
+            f"are not comparable: {' '.join(missing)}",
+            stacklevel=3,
+        )
+    return [test[speaker] for speaker in test if speaker in wanted]
+
+
+def _choose_other(
+    split: str,
+    train: Mapping[str, list[_Recording]],
+    test: Mapping[str, list[_Recording]],
+) -> list[list[_Recording]]:
+    """Choose by counting, in a corpus that has no lists of speakers."""
+    if split in ("test", "full-test"):
+        return list(test.values())
+    dev_speakers = sorted(train)[_DEV_EVERY - 1 :: _DEV_EVERY]
+    if split == "dev" and not dev_speakers:
+        raise ValueError(
+            f"dev is empty: it is every tenth TRAIN speaker and there are {len(train)}: "
+            "use a corpus of ten or more"
+        )
+    return [train[speaker] for speaker in train if (speaker in dev_speakers) == (split == "dev")]
+
+
+def _find_corpus(root: Path) -> Path:
+    """Return the folder at or below ``root`` that holds TRAIN and TEST; the nearest one."""
+    if not root.is_dir():
+        raise ValueError(f"no TIMIT at {root}, which is not a folder: {_REMEDY}")
+    level = [root]
+    for _ in range(_SEARCH_DEPTH + 1):
+        found = [folder for folder in level if {"train", "test"} <= _subfolders(folder).keys()]
+        if len(found) > 1:
+            raise ValueError(
+                f"{len(found)} corpora below {root}, {found[0]} and {found[1]}: give one of them"
+            )
+        if found:
+            return found[0]
+        level = [path for folder in level for path in _all_subfolders(folder)]
+    raise ValueError(
+        f"no TIMIT at {root}: looked for folders TRAIN and TEST down to {_SEARCH_DEPTH} levels "
+        f"below: {_REMEDY}"
+    )
+
+
+def _all_subfolders(folder: Path) -> list[Path]:
+    """List a folder's visible subfolders by name; one that may not be read has none."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    except PermissionError:
+        return []
+    return [folder / name for name in sorted(names)]
+
+
+def _subfolders(folder: Path) -> dict[str, list[Path]]:
+    """Group a folder's subfolders by lower-case name."""
+    groups: dict[str, list[Path]] = {}
+    for path in _all_subfolders(folder):
+        groups.setdefault(path.name.lower(), []).append(path)
+    return groups
+
+
+def _list_recordings(corpus: Path, part: str) -> dict[str, list[_Recording]]:
+    """List TRAIN or TEST by speaker, copies removed, nothing opened that has no copy."""
+    copies: dict[tuple[str, str], list[_Recording]] = {}
+    for speaker_folder in _speaker_folders(corpus, part):
+        for recording in _speaker_recordings(speaker_folder):
+            copies.setdefault((recording.speaker, recording.sentence), []).append(recording)
+    speakers: dict[str, list[_Recording]] = {}
+    for (speaker, _), recordings in sorted(copies.items()):
+        if len(recordings) > 1:
+            recordings.sort(key=lambda r: (not is_sphere(r.audio), str(r.audio)))
+        speakers.setdefault(speaker, []).append(recordings[0])
+    if not speakers:
+        raise ValueError(
+            f"{corpus}: no recordings in {part.upper()}/DR1..8/SPEAKER/*.WAV: {_REMEDY}"
+        )
+    return speakers
+
+
+def _speaker_folders(corpus: Path, part: str) -> Iterator[Path]:
+    for part_folder in _subfolders(corpus)[part]:
+        for name, folders in _subfolders(part_folder).items():
+            if re.fullmatch("dr[1-8]", name):
+                for folder in folders:
+                    yield from _all_subfolders(folder)
+
+
+def _speaker_recordings(folder: Path) -> Iterator[_Recording]:
+    """Yield one recording per audio file of a speaker, copies included."""
+    speaker = folder.name.lower()
+    if speaker[0] not in "fm":
+        raise ValueError(f"{folder}: a speaker's name begins with F or M: rename the folder")
+    audio: dict[str, list[Path]] = {}
+    labels: dict[str, dict[str, Path]] = {}
+    for name in sorted(os.listdir(folder)):
+        stem, _, extension = name.lower().partition(".")
+        if extension in ("wav", "wav.wav"):
+            audio.setdefault(stem, []).append(folder / name)
+        elif extension in ("phn", "wrd", "txt"):
+            labels.setdefault(stem, {}).setdefault(extension, folder / name)
+    for sentence, paths in audio.items():
+        if not re.fullmatch(r"s[aix]\d+", sentence):
+            raise ValueError(
+                f"{paths[0]}: a sentence is named SA, SI or SX and a number: rename or remove it"
+            )
+        for path in paths:
+            yield _Recording(speaker, sentence, path, labels.get(sentence, {}))
+    if alone := sorted(labels.keys() - audio.keys()):
+        raise ValueError(f"{folder}: labels of {alone[0]} but no recording: restore its .WAV")
+
+
+def _read_utterance(recording: _Recording, is_timit: bool) -> Utterance:
+    path = recording.audio
+    for kind in ("phn", "txt"):
+        if kind not in recording.labels:
+            raise ValueError(
+                f"{path}: no {recording.sentence.upper()}.{kind.upper()} beside it: "
+                "restore the file"
+            )
+    length = num_samples(path)
+    words = _read_segments(recording.labels["wrd"]) if "wrd" in recording.labels else []
+    return Utterance(
+        utt_id=f"{recording.speaker}_{recording.sentence}",
+        speaker=recording.speaker,
+        sex=recording.speaker[0],
+        dialect=int(path.parent.parent.name[2:]),
+        sentence=recording.sentence,
+        path=path,
+        num_samples=length,
+        text=_read_sentence(recording.labels["txt"]),
+        words=tuple(label for _, _, label in words),
+        phones=_read_phones(recording.labels["phn"], length),
+        is_timit=is_timit,
+    )
+
+
+def _read_phones(path: Path, length: int) -> tuple[Phone, ...]:
+    """Read a ``.PHN`` file; its last end may be a little off the recording's, as in TIMIT."""
+    phones: list[Phone] = []
+    for line, (start, end, label) in enumerate(_read_segments(path), 1):
+        problem = None
+        if label not in PHONES_61:
+            problem = f"unknown phone {label!r}, not one of TIMIT's 61"
+        elif end <= start:
+            problem = f"phone {label} ends at {end}, not after its start {start}"
+        elif phones and start < phones[-1].end:
+            problem = (
+                f"phone {label} starts at {start}, before the end {phones[-1].end} of the last"
+            )
+        elif start >= length:
+            problem = f"phone {label} starts at {start}, after the recording's {length} samples"
+        if problem:
+            raise ValueError(f"{path}: line {line}: {problem}: restore the file")
+        phones.append(Phone(start, end, label))
+    if not phones:
+        raise ValueError(f"{path}: no phones in it: restore the file")
+    return tuple(phones)
+
+
+def _read_segments(path: Path) -> list[tuple[int, int, str]]:
+    """Read ``start end label`` lines. Words overlap here and there in TIMIT, so times are free."""
+    segments = []
+    for number, line in enumerate(_read_text(path).rstrip().splitlines(), 1):
+        match = re.fullmatch(r"\s*(\d+)\s+(\d+)\s+(\S+)\s*", line)
+        if match is None:
+            raise ValueError(
+                f"{path}: line {number}: {line.strip()!r} is not `start end label`: "
+                "restore the file"
+            )
+        segments.append((int(match[1]), int(match[2]), match[3]))
+    return segments
+
+
+def _read_sentence(path: Path) -> str:
+    match = re.fullmatch(r"\s*\d+\s+\d+\s+(\S.*?)\s*", _read_text(path))
+    if match is None:
+        raise ValueError(f"{path}: line 1: not `start end sentence`: restore the file")
+    return match[1]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}: check its permissions") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not text: restore the file") from None

@@ -1,0 +1,245 @@
+"""Reading recordings: SPHERE and RIFF, and what is refused."""
+
+import io
+import struct
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from data.audio import normalize_waveform, num_samples, read_audio
+from data.sphere import write_sphere
+
+SAMPLES = np.array([0, 1, -1, 32767, -32768, 300], dtype=np.int16)
+RAW = SAMPLES.tobytes()
+PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
+SPHERE_FIELDS = {
+    "database_id": "-s5 A B C",
+    "channel_count": "-i 1",
+    "sample_count": f"-i {len(SAMPLES)}",
+    "sample_rate": "-i 16000",
+    "sample_max": "-r 1.5",
+    "sample_n_bytes": "-i 2",
+    "sample_byte_format": "-s2 01",
+}
+
+
+def sphere_bytes(data: bytes, header_size: int = 1024, **fields: str | None) -> bytes:
+    lines = [f"{k} {v}" for k, v in (SPHERE_FIELDS | fields).items() if v is not None]
+    header = "\n".join(["NIST_1A", f"{header_size:7d}", *lines, "end_head\n"])
+    return header.encode().ljust(header_size) + data
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+def format_chunk(
+    tag: int = 1, channels: int = 1, rate: int = 16000, bits: int = 16, tail: bytes = b""
+) -> bytes:
+    width = channels * bits // 8
+    head = struct.pack("<HHIIHH", tag, channels, rate, rate * width, width, bits)
+    return chunk(b"fmt ", head + tail)
+
+
+def riff_bytes(*chunks: bytes) -> bytes:
+    body = b"WAVE" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+DATA = chunk(b"data", SAMPLES.astype("<i2").tobytes())
+EXPECTED = torch.tensor(SAMPLES.astype(np.float32) / 32768)
+
+
+def write(folder: Path, content: bytes) -> Path:
+    path = folder / "a.WAV"
+    path.write_bytes(content)
+    return path
+
+
+@given(samples=arrays(np.int16, st.integers(1, 3000)))
+def test_write_sphere_then_read_audio_is_the_identity(
+    tmp_path_factory: pytest.TempPathFactory, samples: np.ndarray
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "round_trip.wav"
+    write_sphere(path, samples)
+    waveform = read_audio(path)
+    assert waveform.dtype == torch.float32
+    assert torch.equal(waveform * 32768, torch.tensor(samples).float())
+    assert num_samples(path) == len(samples)
+
+
+@given(
+    samples=arrays(np.int16, st.integers(1, 50)),
+    blocks=st.integers(1, 4),
+    order=st.sampled_from(["01", "10"]),
+    trailing=st.binary(max_size=9),
+)
+def test_read_audio_takes_any_header_size_and_byte_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    samples: np.ndarray,
+    blocks: int,
+    order: str,
+    trailing: bytes,
+) -> None:
+    content = sphere_bytes(
+        samples.astype("<i2" if order == "01" else ">i2").tobytes() + trailing,
+        1024 * blocks,
+        sample_count=f"-i {len(samples)}",
+        sample_byte_format=f"-s2 {order}",
+    )
+    path = write(tmp_path_factory.getbasetemp(), content)
+    assert torch.equal(read_audio(path) * 32768, torch.tensor(samples).float())
+
+
+def test_read_audio_takes_header_fields_of_later_blocks_and_skips_comments(tmp_path: Path) -> None:
+    fields = {"note": f"-s1500 {'x' * 1500}", "; a comment": "", "sample_byte_format": "-s2 01  "}
+    content = sphere_bytes(RAW, 2048, sample_byte_format=None).replace(
+        b"end_head", "".join(f"{k} {v}\n" for k, v in fields.items()).encode() + b"end_head"
+    )
+    surplus = len(content) - 2048 - len(RAW)
+    path = write(tmp_path, content.replace(b" " * surplus + RAW, RAW))
+    assert torch.equal(read_audio(path), EXPECTED)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        riff_bytes(format_chunk(), DATA),
+        riff_bytes(DATA, format_chunk()),
+        riff_bytes(chunk(b"LIST", b"odd"), format_chunk(), chunk(b"fact", b"12345"), DATA),
+        riff_bytes(format_chunk(tail=b"\0\0"), DATA),
+        riff_bytes(format_chunk(0xFFFE, tail=struct.pack("<HHI", 22, 16, 4) + PCM_GUID), DATA),
+        riff_bytes(format_chunk(), DATA, chunk(b"LIST", b"after")) + b"trailing",
+    ],
+    ids=["plain", "data first", "odd chunks", "long fmt", "extensible", "more after"],
+)
+def test_read_audio_of_riff_finds_the_samples(tmp_path: Path, content: bytes) -> None:
+    path = write(tmp_path, content)
+    assert torch.equal(read_audio(path), EXPECTED)
+    assert num_samples(path) == len(SAMPLES)
+
+
+def test_read_audio_of_the_wave_module_finds_the_samples(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(SAMPLES.tobytes())
+    assert torch.equal(read_audio(write(tmp_path, buffer.getvalue())), EXPECTED)
+
+
+def test_read_audio_stays_in_the_half_open_unit_range(tmp_path: Path) -> None:
+    waveform = read_audio(write(tmp_path, riff_bytes(format_chunk(), DATA)))
+    assert waveform.min() == -1.0
+    assert waveform.max() < 1.0
+
+
+REFUSED = {
+    "shorten": (
+        sphere_bytes(RAW, sample_coding="-s26 pcm,embedded-shorten-v2.00"),
+        "shorten.*sph2pipe",
+    ),
+    "ulaw": (sphere_bytes(RAW, sample_coding="-s4 ulaw"), "ulaw.*only pcm"),
+    "sphere rate": (sphere_bytes(RAW, sample_rate="-i 8000"), "8000, wanted 16000"),
+    "sphere stereo": (sphere_bytes(RAW, channel_count="-i 2"), "channel_count is 2, wanted 1"),
+    "sphere 8 bit": (sphere_bytes(RAW, sample_n_bytes="-i 1"), "sample_n_bytes is 1, wanted 2"),
+    "sphere no rate": (sphere_bytes(RAW, sample_rate=None), "sample_rate is missing"),
+    "sphere no count": (sphere_bytes(RAW, sample_count=None), "sample_count is missing"),
+    "sphere order": (sphere_bytes(RAW, sample_byte_format="-s2 11"), "sample_byte_format is 11"),
+    "sphere truncated": (sphere_bytes(RAW[:-1]), "truncated.* 6 samples and 5"),
+    "sphere empty": (sphere_bytes(b"", sample_count="-i 0"), "no samples"),
+    "sphere type": (sphere_bytes(RAW, sample_max="-x 3"), "'sample_max -x 3' is not"),
+    "sphere integer": (sphere_bytes(RAW, sample_count="-i six"), "'sample_count -i six' is not"),
+    "sphere no end": (sphere_bytes(RAW).replace(b"end_head", b"no__head"), "no end"),
+    "sphere cut header": (sphere_bytes(b"")[:500], "no end"),
+    "sphere size": (sphere_bytes(RAW).replace(b"   1024", b"   1000"), "no SPHERE header size"),
+    "riff rate": (riff_bytes(format_chunk(rate=44100), DATA), "44100 Hz, wanted 16000.*sox"),
+    "riff stereo": (riff_bytes(format_chunk(channels=2), DATA), "2 channels, wanted 1"),
+    "riff 24 bit": (riff_bytes(format_chunk(bits=24), DATA), "24 bits a sample, wanted 16"),
+    "riff float": (riff_bytes(format_chunk(3, bits=32), DATA), "floating point"),
+    "riff mu-law": (riff_bytes(format_chunk(7, bits=8), DATA), "mu-law"),
+    "riff unknown": (riff_bytes(format_chunk(0x1234), DATA), "format 0x1234"),
+    "riff extensible float": (
+        riff_bytes(
+            format_chunk(0xFFFE, tail=struct.pack("<HHI", 22, 16, 4) + b"\3" + PCM_GUID[1:]), DATA
+        ),
+        "floating point",
+    ),
+    "riff truncated": (riff_bytes(format_chunk(), DATA)[:-3], "truncated.* 6 samples and 4"),
+    "riff empty": (riff_bytes(format_chunk(), chunk(b"data", b"")), "no samples"),
+    "riff odd": (riff_bytes(format_chunk(), chunk(b"data", b"123")), "3 bytes are no whole"),
+    "riff no fmt": (riff_bytes(DATA), "without a fmt"),
+    "riff no data": (riff_bytes(format_chunk()), "without a data"),
+    "riff short fmt": (riff_bytes(chunk(b"fmt ", b"1234"), DATA), "4 bytes of 16"),
+    "riff avi": (b"RIFF\0\0\0\0AVI ", "not WAVE"),
+    "flac": (b"fLaC" + bytes(50), "begins b'fLaC.*NIST_1A"),
+    "no bytes": (b"", "is empty, wanted NIST"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_read_audio_of_a_bad_file_names_file_and_fault_in_one_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = write(tmp_path, content)
+    for read in (read_audio, num_samples):
+        with pytest.raises(ValueError, match=message) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@given(content=st.binary(max_size=200), magic=st.sampled_from([b"NIST_1A\n   1024\n", b"RIFF"]))
+def test_read_audio_of_noise_raises_nothing_but_value_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, magic: bytes
+) -> None:
+    path = write(tmp_path_factory.getbasetemp(), magic + content)
+    with pytest.raises(ValueError, match=r"a\.WAV"):
+        read_audio(path)
+
+
+def test_read_audio_without_a_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read .*missing.wav: No such file"):
+        read_audio(tmp_path / "missing.wav")
+
+
+@pytest.mark.parametrize("bad", [np.zeros(3, np.float32), np.zeros((2, 2), np.int16)])
+def test_write_sphere_of_anything_but_a_row_of_int16_raises(
+    tmp_path: Path, bad: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match=r"takes \(S,\) int16"):
+        write_sphere(tmp_path / "a.wav", bad)
+
+
+def test_normalize_waveform_gives_mean_zero_variance_one() -> None:
+    waveform = 3 + 0.01 * torch.randn(4000, dtype=torch.float64)
+    normal = normalize_waveform(waveform)
+    expected = (waveform - waveform.mean()) / (waveform.var(correction=0) + 1e-7).sqrt()
+    assert abs(normal.mean()) < 1e-10  # observed 8e-14
+    assert (normal - expected).abs().max() < 1e-10  # observed 5e-14
+
+
+def test_normalize_waveform_of_silence_is_zero() -> None:
+    assert torch.equal(normalize_waveform(torch.zeros(100)), torch.zeros(100))
+
+
+def test_normalize_waveform_equals_hugging_face() -> None:
+    try:
+        from transformers import Wav2Vec2FeatureExtractor
+    except (ImportError, RuntimeError) as error:  # also raised by a broken torchaudio beside it
+        pytest.skip(f"needs transformers' feature extractor: {error}")
+    waveform = 0.1 + 0.02 * torch.randn(8000, dtype=torch.float64)
+    theirs = Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm([waveform.numpy()], None)[0]
+    ours = normalize_waveform(waveform)
+    assert (ours - torch.as_tensor(theirs)).abs().max() < 1e-10  # observed 1e-14
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
+    single = waveform.float()
+    theirs = extractor(single.numpy(), sampling_rate=16000).input_values[0]
+    assert (normalize_waveform(single) - torch.as_tensor(theirs)).abs().max() < 5e-5  # observed 0
