@@ -1,0 +1,43 @@
+"""Weights of other formats to our checkpoints and back.
+
+``python -m models.convert SRC DST`` is the command; ``load_weights``, ``from_hf``, ``to_hf`` and
+``find_weights`` are the same from Python.
+"""
+
+import os
+from pathlib import Path
+
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.convert.ctranslate2 import load_ctranslate2
+from models.convert.files import read_json
+from models.convert.hf import from_hf, load_hf
+from models.convert.hf_export import to_hf
+from models.convert.hub import find_weights
+
+__all__ = ["find_weights", "from_hf", "load_weights", "to_hf"]
+
+
+def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read any weights we can read, telling the format from what is there.
+
+    Args:
+        path: A checkpoint file of ours, a Hugging Face folder (``config.json`` with a
+            ``model_type``) or a CTranslate2 folder (``model.bin``).
+
+    Returns:
+        Checkpoint on the CPU.
+
+    Raises:
+        ValueError: If nothing readable is there, or the format's own reader refuses it.
+    """
+    path = Path(path)
+    if path.is_file():
+        return load_checkpoint(path)
+    if "model_type" in read_json(path / "config.json", needed=False):
+        return load_hf(path)
+    if (path / "model.bin").is_file():
+        return load_ctranslate2(path)
+    raise ValueError(
+        f"no weights at {path}: looked for a checkpoint file of ours, a Hugging Face folder "
+        "(config.json with a model_type) and a CTranslate2 folder (model.bin)"
+    )

@@ -1,0 +1,68 @@
+"""Convert weights: ``python -m models.convert SRC DST``, ``--to hf`` for the way back.
+
+SRC is a checkpoint file of ours, a Hugging Face folder or a CTranslate2 folder.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from models.checkpoint import Checkpoint, save_checkpoint
+from models.convert import load_weights, to_hf
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status, 2 for the user's mistake."""
+    parser = _Parser(prog="python -m models.convert", description=__doc__)
+    parser.add_argument("source", metavar="SRC", type=Path, help="file or folder to read")
+    parser.add_argument("target", metavar="DST", type=Path, help="file (parp) or folder (hf)")
+    parser.add_argument("--to", choices=("parp", "hf"), default="parp", help="default: %(default)s")
+    parser.add_argument("--force", action="store_true", help="replace an existing DST")
+    options = parser.parse_args(arguments)
+    try:
+        _refuse_overwriting(options.target, options.force)
+        checkpoint = load_weights(options.source)
+        if options.to == "hf":
+            to_hf(
+                checkpoint.model,
+                options.target,
+                checkpoint.tokenizer,
+                checkpoint.decoding,
+                checkpoint.frontend,
+                overwrite=options.force,
+            )
+        else:
+            save_checkpoint(options.target, checkpoint)
+    except (ValueError, OSError) as error:
+        print(f"models.convert: {error}", file=sys.stderr)
+        return 2
+    print(_summary(options.to, options.target, checkpoint))
+    return 0
+
+
+def _refuse_overwriting(target: Path, force: bool) -> None:
+    is_empty_folder = target.is_dir() and not any(target.iterdir())
+    if target.exists() and not force and not is_empty_folder:
+        raise ValueError(f"{target} exists: choose another place, or replace it with --force")
+
+
+def _summary(target_format: str, target: Path, checkpoint: Checkpoint) -> str:
+    num_parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    tokenizer = checkpoint.tokenizer
+    tokens = f"{tokenizer.vocab_size} {tokenizer.kind} tokens" if tokenizer else "no tokenizer"
+    head = ", new CTC head" if checkpoint.run.get("head") == "new" else ""
+    return (
+        f"wrote {target} ({target_format}): {checkpoint.model.family}, "
+        f"{num_parameters:,} parameters, {tokens}{head}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Whisper weights in CTranslate2's format, as faster-whisper's models have them.
+
+``model.bin`` is read by hand with numpy. The weights come back as float32, whatever they were
+quantised to.
+
+Source:
+    ``ctranslate2/specs/model_spec.py`` (the writer and the quantisation) and
+    ``ctranslate2/specs/whisper_spec.py`` (the names) of the ctranslate2 Python package, 4.8.
+"""
+
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import Whisper, WhisperConfig
+from models.checkpoint import Checkpoint
+from models.convert.files import read_json
+from models.convert.keymap import WHISPER_CTRANSLATE2, load_renamed
+from models.tokenizers import ByteBPETokenizer
+
+Arrays = dict[str, np.ndarray]
+
+_BINARY_VERSION, _SPEC, _REVISION = 6, "WhisperSpec", 3
+_DTYPES = ("<f4", "i1", "<i2", "<i4", "<f2", "<u2")  # by id in the file; the last is bfloat16
+_BFLOAT16 = 5
+# What one fused weight holds, in row order.
+_FUSED = {
+    "self_attention/linear_0": ("q_proj", "k_proj", "v_proj"),
+    "self_attention/linear_1": ("out_proj",),
+    "attention/linear_0": ("q_proj",),
+    "attention/linear_1": ("k_proj", "v_proj"),
+    "attention/linear_2": ("out_proj",),
+}
+# Scalars that say how CTranslate2 runs the model; ours runs it in this one way.
+_REQUIRED = {
+    "decoder/activation": 3,  # exact GELU
+    "decoder/alibi": 0,
+    "decoder/pre_norm": 1,
+    "decoder/scale_embeddings": 0,
+    "decoder/start_from_zero_embedding": 0,
+}
+_IGNORED = (
+    "decoder/alignment_heads",
+    "decoder/alignment_layer",
+    "decoder/alibi_use_positive_positions",  # of ALiBi, which is off
+    "decoder/scale_alibi",
+)
+
+
+def load_ctranslate2(folder: Path) -> Checkpoint:
+    """Read a CTranslate2 whisper folder.
+
+    Args:
+        folder: Holds ``model.bin``, ``config.json`` and, for text, ``tokenizer.json``.
+
+    Returns:
+        Checkpoint with float32 weights; full audio context.
+
+    Raises:
+        ValueError: If a file is missing or damaged, the model is no whisper, or a variable is
+            unknown, missing or of another shape.
+    """
+    arrays = read_model_bin(folder / "model.bin")
+    heads = {side: _scalar(arrays, f"{side}/num_heads") for side in ("encoder", "decoder")}
+    for name, wanted in _REQUIRED.items():
+        found = _scalar(arrays, name)
+        if found != wanted:
+            raise ValueError(f"{folder}: {name} is {found}, only {wanted} is implemented")
+    for name in _IGNORED:
+        arrays.pop(name, None)
+    try:
+        tensors = _split_fused(_dequantised(arrays))
+        if not torch.equal(
+            tensors["decoder.projection.weight"], tensors["decoder.embeddings.weight"]
+        ):
+            raise ValueError("its output head differs from the token embedding: use a tied model")
+        model = Whisper(_config(tensors, heads))
+        load_renamed(model, tensors, WHISPER_CTRANSLATE2)
+    except KeyError as error:
+        raise ValueError(f"{folder}/model.bin has no {error.args[0]}: not a whole model") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}/model.bin: {error}") from None
+    tokenizer_file = folder / "tokenizer.json"
+    tokenizer = ByteBPETokenizer.from_json(tokenizer_file) if tokenizer_file.is_file() else None
+    return Checkpoint(
+        model=model,
+        tokenizer=tokenizer,
+        frontend={"kind": "log_mel", "num_mels": model.config.num_mels, "audio_ctx": None},
+        decoding=_decoding(folder / "config.json", model, tokenizer),
+        run={"converted_from": "CTranslate2"},
+    )
+
+
+def read_model_bin(path: Path) -> Arrays:
+    """Read all variables of a ``model.bin``, aliases resolved, in the file's dtypes.
+
+    bfloat16 comes as float32, numpy having no such dtype.
+
+    Raises:
+        ValueError: If the file is missing or damaged, of another version, or no whisper.
+    """
+    try:
+        reader = _Reader(path.read_bytes())
+        version, spec, revision = reader.number("I"), reader.string(), reader.number("I")
+        if (version, spec, revision) != (_BINARY_VERSION, _SPEC, _REVISION):
+            raise ValueError(
+                f"it is {spec!r} revision {revision} in binary version {version}, only {_SPEC!r} "
+                f"revision {_REVISION} in version {_BINARY_VERSION} can be read: convert the model "
+                "again with a current ctranslate2"
+            )
+        arrays = {reader.string(): reader.array() for _ in range(reader.number("I"))}
+        for _ in range(reader.number("I")):
+            alias, name = reader.string(), reader.string()
+            arrays[alias] = arrays[name]
+            if f"{name}_scale" in arrays:  # an alias stands for the scale too
+                arrays[f"{alias}_scale"] = arrays[f"{name}_scale"]
+        reader.check_end()
+    except (OSError, KeyError, UnicodeDecodeError, struct.error) as error:
+        reason = type(error).__name__
+        raise ValueError(f"{path} can't be read ({reason}): missing, cut off or damaged") from None
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read: {error}") from None
+    return arrays
+
+
+class _Reader:
+    """Takes values off the front of a file's bytes, little-endian."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.position = 0
+
+    def number(self, code: str) -> int:
+        (value,) = struct.unpack_from("<" + code, self.content, self.position)
+        self.position += struct.calcsize("<" + code)
+        return value
+
+    def string(self) -> str:
+        end = self.position + 2 + self.number("H")
+        text = self.content[self.position : end - 1].decode()  # without the closing NUL
+        self.position = end
+        return text
+
+    def array(self) -> np.ndarray:
+        shape = [self.number("I") for _ in range(self.number("B"))]
+        dtype_id, num_bytes = self.number("B"), self.number("I")
+        if dtype_id >= len(_DTYPES):
+            raise ValueError(f"data type {dtype_id} is unknown, known are 0 to {len(_DTYPES) - 1}")
+        values = np.frombuffer(
+            self.content[self.position : self.position + num_bytes], _DTYPES[dtype_id]
+        ).reshape(shape)
+        self.position += num_bytes
+        if dtype_id == _BFLOAT16:
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return values
+
+    def check_end(self) -> None:
+        if self.position != len(self.content):
+            raise ValueError(f"it is {len(self.content)} bytes long, expected {self.position}")
+
+
+def _dequantised(arrays: Arrays) -> Arrays:
+    """Return float32 arrays; int8 has one scale per row (of the first axis), int16 one in all."""
+    plain: Arrays = {}
+    for name, array in arrays.items():
+        if name.endswith("_scale"):
+            continue
+        scale = arrays.get(name + "_scale")
+        if scale is None and array.dtype.kind != "f":
+            raise ValueError(f"{name} is {array.dtype} without a scale")
+        values = array.astype(np.float32)
+        if scale is not None:
+            values /= scale.astype(np.float32).reshape(
+                scale.shape + (1,) * (array.ndim - scale.ndim)
+            )
+        plain[name] = values
+    return plain
+
+
+def _split_fused(arrays: Arrays) -> dict[str, Tensor]:
+    """Split joined projections, drop the zero biases of keys, and name by "." and "layers.0"."""
+    tensors: dict[str, Tensor] = {}
+    for name, array in arrays.items():
+        module, _, leaf = name.rpartition("/")
+        block = "/".join(module.split("/")[-2:])
+        leaves = _FUSED.get(block)
+        parts = np.split(array, len(leaves)) if leaves else [array]
+        for part_name, part in zip(leaves or (module.split("/")[-1],), parts, strict=True):
+            new_leaf = {"gamma": "weight", "beta": "bias"}.get(leaf, leaf)
+            path = "/".join([*module.split("/")[:-1], part_name, new_leaf])
+            path = re.sub(r"/layer_(\d+)/", r"/layers/\1/", path).replace("/", ".")
+            if path.endswith("k_proj.bias"):
+                if part.any():
+                    raise ValueError(f"{name} holds a bias of the keys, which whisper has none of")
+                continue
+            tensors[path] = torch.from_numpy(part)
+    return tensors
+
+
+def _scalar(arrays: Arrays, name: str) -> int:
+    if name not in arrays or arrays[name].size != 1:
+        raise ValueError(f"model.bin has no number {name}: not a whole whisper model")
+    return int(arrays.pop(name))
+
+
+def _config(tensors: dict[str, Tensor], heads: dict[str, int]) -> WhisperConfig:
+    """Read the sizes off the shapes."""
+    d_model, num_mels, _ = tensors["encoder.conv1.weight"].shape
+    sizes: dict[str, int] = {}
+    for side in ("encoder", "decoder"):
+        layers = {name.split(".")[2] for name in tensors if name.startswith(f"{side}.layers.")}
+        sizes[f"{side}_layers"] = len(layers)
+        sizes[f"{side}_heads"] = heads[side]
+        sizes[f"{side}_ffn_dim"] = len(tensors[f"{side}.layers.0.ffn.linear_0.weight"])
+    return WhisperConfig(
+        num_mels=num_mels,
+        audio_positions=len(tensors["encoder.position_encodings.encodings"]),
+        text_positions=len(tensors["decoder.position_encodings.encodings"]),
+        d_model=d_model,
+        vocab_size=len(tensors["decoder.embeddings.weight"]),
+        **sizes,
+    )
+
+
+def _decoding(path: Path, model: Whisper, tokenizer: ByteBPETokenizer | None) -> dict[str, Any]:
+    """Join the suppressed ids of ``config.json`` and the tokenizer's special ids."""
+    config = read_json(path)
+    return {
+        "start_ids": list(tokenizer.start_ids) if tokenizer else None,
+        "eos_id": tokenizer.eos_id if tokenizer else None,
+        "suppress_ids": config.get("suppress_ids") or [],
+        "begin_suppress_ids": config.get("suppress_ids_begin") or [],
+        "max_tokens": model.config.text_positions,
+    }
