@@ -1,0 +1,124 @@
+"""Group utterances of similar length into batches, and pad them."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+LENGTH_JITTER = 0.03  # enough for epochs to batch differently, too little for much padding
+
+
+class BatchSampler:
+    """Batches of utterance indices under a budget of padded audio, epoch after epoch.
+
+    Utterances are sorted by length and cut into batches as long as the budget allows, where a batch
+    costs its number of utterances times its longest one. An utterance longer than the budget is a
+    batch of its own. With ``shuffle`` each epoch blurs the lengths by up to 3 % before sorting and
+    shuffles the batches; without, every epoch is the same, shortest utterances first.
+
+    Each epoch holds each index exactly once, and its order depends on nothing but the lengths, the
+    budget, the seed and the epoch's number.
+
+    Attributes:
+        epoch: Number of the current epoch, from 0.
+        position: Batches of it that :meth:`next_batch` has handed out.
+    """
+
+    def __init__(
+        self,
+        lengths_seconds: Sequence[float] | np.ndarray,
+        batch_seconds: float,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        """Raise ValueError unless there are lengths, and they and the budget are positive."""
+        self.lengths = np.asarray(lengths_seconds, dtype=np.float64)
+        if not self.lengths.size:
+            raise ValueError("no utterances to batch: the split is empty")
+        if not (np.isfinite(self.lengths) & (self.lengths > 0)).all():
+            bad = int(np.argmin(np.isfinite(self.lengths) & (self.lengths > 0)))
+            raise ValueError(
+                f"utterance {bad} lasts {self.lengths[bad]} s: remove empty recordings"
+            )
+        if not batch_seconds > 0:
+            raise ValueError(f"batch seconds are {batch_seconds}: give a positive number")
+        self.batch_seconds = batch_seconds
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.position = 0
+        self._batches = self.epoch_batches(0)
+
+    def epoch_batches(self, epoch: int) -> list[list[int]]:
+        """Return the batches of one epoch in order; the sampler's own position stays."""
+        generator = np.random.default_rng((self.seed, epoch))
+        ranking = self.lengths
+        if self.shuffle:
+            ranking = ranking * (1 + LENGTH_JITTER * generator.random(len(ranking)))
+        batches: list[list[int]] = []
+        longest = 0.0
+        for index in np.argsort(ranking, kind="stable").tolist():
+            longest = max(longest, self.lengths[index])
+            if not batches or (len(batches[-1]) + 1) * longest > self.batch_seconds:
+                batches.append([])
+                longest = self.lengths[index]
+            batches[-1].append(index)
+        if self.shuffle:
+            batches = [batches[i] for i in generator.permutation(len(batches))]
+        return batches
+
+    def next_batch(self) -> list[int]:
+        """Return the next batch, going on to the next epoch when one is used up."""
+        if self.position == len(self._batches):
+            self.epoch += 1
+            self.position = 0
+            self._batches = self.epoch_batches(self.epoch)
+        self.position += 1
+        return self._batches[self.position - 1]
+
+    def count_batches(self, num_epochs: int) -> int:
+        """Return the number of batches in the first ``num_epochs`` epochs."""
+        return sum(len(self.epoch_batches(epoch)) for epoch in range(num_epochs))
+
+    def padding_share(self, epoch: int = 0) -> float:
+        """Return the fraction of the padded audio of an epoch that is padding."""
+        padded = sum(len(batch) * self.lengths[batch].max() for batch in self.epoch_batches(epoch))
+        return float(1 - self.lengths.sum() / padded)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the position in it; JSON can hold them."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where the sampler stood that returned ``state``, given the same constructor values.
+
+        Raises:
+            ValueError: If the epoch has fewer batches than were already handed out.
+        """
+        batches = self.epoch_batches(state["epoch"])
+        if not 0 <= state["position"] <= len(batches):
+            raise ValueError(
+                f"cannot resume at batch {state['position']} of an epoch with {len(batches)}: "
+                "resume with the data and the batch seconds of the interrupted run"
+            )
+        self.epoch, self.position, self._batches = state["epoch"], state["position"], batches
+
+
+def pad_stack(tensors: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack 1-D tensors of any lengths, zeros after the shorter ones.
+
+    Returns:
+        The stack, (B, longest) of their dtype, and the lengths, (B,) int64.
+
+    Raises:
+        ValueError: If there are no tensors, or one is not 1-D.
+    """
+    tensors = list(tensors)
+    if not tensors or any(tensor.dim() != 1 for tensor in tensors):
+        raise ValueError(
+            f"cannot stack shapes {[tuple(t.shape) for t in tensors]}: give 1-D tensors"
+        )
+    lengths = torch.tensor([len(tensor) for tensor in tensors])
+    return pad_sequence(tensors, batch_first=True), lengths

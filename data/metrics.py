@@ -1,0 +1,273 @@
+"""Align hypotheses with references; count errors, bound them, and write them for SCTK."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+Tokens = Sequence[Hashable]
+Operation = Literal["hit", "substitution", "deletion", "insertion"]
+
+ROWS_TOGETHER = 256  # utterances aligned at once; of similar length, so that little is padding
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorRate:
+    """Errors pooled over utterances.
+
+    Attributes:
+        rate: (substitutions + deletions + insertions) / reference_tokens, a fraction; it can exceed
+            1. Without any reference token it is 0.0 if there is no error either, otherwise inf.
+        substitutions: Reference tokens aligned with another token.
+        deletions: Reference tokens aligned with nothing.
+        insertions: Hypothesis tokens aligned with nothing.
+        reference_tokens: Number of reference tokens.
+        utterance_counts: (U, 4) int64; for each utterance its substitutions, deletions, insertions
+            and reference tokens.
+    """
+
+    rate: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_tokens: int
+    utterance_counts: np.ndarray
+
+    @property
+    def utterance_edits(self) -> np.ndarray:
+        """Edits of each utterance, (U,) int64."""
+        return self.utterance_counts[:, :3].sum(1)
+
+    @property
+    def utterance_tokens(self) -> np.ndarray:
+        """Reference tokens of each utterance, (U,) int64."""
+        return self.utterance_counts[:, 3]
+
+
+def error_rate(references: Sequence[Tokens], hypotheses: Sequence[Tokens]) -> ErrorRate:
+    """Count the errors of all utterances together: PER of phones, WER of words, CER of characters.
+
+    Each utterance has its minimal number of edits (Levenshtein). Where several alignments reach it,
+    the one with the most hits counts, that is with the fewest substitutions; this settles all
+    three counts. An utterance with an empty reference adds its hypothesis as insertions.
+
+    Args:
+        references: A sequence of hashable tokens for each utterance; a plain string is a sequence
+            of characters.
+        hypotheses: As many, in the same order.
+
+    Raises:
+        ValueError: If the two numbers of utterances differ or are 0.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(
+            f"{len(references)} references but {len(hypotheses)} hypotheses: "
+            "give one hypothesis for each reference"
+        )
+    if not references:
+        raise ValueError("no utterances to score: the split is empty")
+    ids: dict[Hashable, int] = {}
+    encoded_references = [_encode(tokens, ids) for tokens in references]
+    encoded_hypotheses = [_encode(tokens, ids) for tokens in hypotheses]
+    num_references = np.array([len(tokens) for tokens in references])
+    num_hypotheses = np.array([len(tokens) for tokens in hypotheses])
+    edits, substitutions = np.zeros_like(num_references), np.zeros_like(num_references)
+    order = np.lexsort((num_hypotheses, num_references))
+    for start in range(0, len(order), ROWS_TOGETHER):
+        rows = order[start : start + ROWS_TOGETHER]
+        edits[rows], substitutions[rows] = _count_edits(
+            _pad([encoded_references[row] for row in rows], -1),
+            num_references[rows],
+            _pad([encoded_hypotheses[row] for row in rows], -2),
+            num_hypotheses[rows],
+        )
+    # edits = S + D + I and D - I = references - hypotheses leave no choice once S is known.
+    surplus = num_references - num_hypotheses
+    insertions = (edits - substitutions - surplus) // 2
+    counts = np.stack([substitutions, insertions + surplus, insertions, num_references], axis=1)
+    s, d, i, n = (int(total) for total in counts.sum(0))
+    rate = (s + d + i) / n if n else (float("inf") if i else 0.0)
+    return ErrorRate(rate, s, d, i, n, counts)
+
+
+def _encode(tokens: Tokens, ids: dict[Hashable, int]) -> list[int]:
+    """Number the tokens, adding new ones to ``ids``."""
+    return [ids.setdefault(token, len(ids)) for token in tokens]
+
+
+def _pad(rows: list[list[int]], value: int) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int32)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = ids
+    return padded
+
+
+def _edit_weight(num_references: int, num_hypotheses: int) -> int:
+    """Cost of an edit in units of the extra cost of a substitution: more than all of those."""
+    return min(num_references, num_hypotheses) + 1
+
+
+def _next_row(above: np.ndarray, differs: np.ndarray, weight: int) -> np.ndarray:
+    """Advance the table of costs by one reference token, for every utterance at once.
+
+    Args:
+        above: (U, H + 1) costs of aligning the reference so far with each hypothesis prefix.
+        differs: (U, H) whether the new reference token differs from each hypothesis token.
+        weight: Cost of a deletion or insertion; a substitution costs one more, a hit nothing.
+    """
+    row = above + weight
+    np.minimum(row[:, 1:], above[:, :-1] + differs * (weight + 1), out=row[:, 1:])
+    # A run of insertions adds `weight` for each column: take that slope out, then the best start
+    # of a run is a running minimum.
+    slope = np.arange(row.shape[1], dtype=row.dtype) * weight
+    row -= slope
+    np.minimum.accumulate(row, axis=1, out=row)
+    row += slope
+    return row
+
+
+def _count_edits(
+    references: np.ndarray,
+    num_references: np.ndarray,
+    hypotheses: np.ndarray,
+    num_hypotheses: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return edits and substitutions, (U,) each, of padded id rows sorted by reference length."""
+    weight = _edit_weight(references.shape[1], hypotheses.shape[1])
+    first_row = np.arange(hypotheses.shape[1] + 1, dtype=np.int64) * weight
+    costs = np.tile(first_row, (len(references), 1))
+    for i in range(references.shape[1]):
+        first = np.searchsorted(num_references, i, side="right")  # those before it have ended
+        differs = references[first:, i, None] != hypotheses[first:]
+        costs[first:] = _next_row(costs[first:], differs, weight)
+    totals = costs[np.arange(len(costs)), num_hypotheses]
+    return totals // weight, totals % weight
+
+
+def align(
+    reference: Tokens, hypothesis: Tokens
+) -> list[tuple[Operation, Hashable | None, Hashable | None]]:
+    """Align one pair, with the same counts as :func:`error_rate`.
+
+    Among alignments with equal counts the one is taken that, read from the end, takes a hit or a
+    substitution first, then a deletion, then an insertion.
+
+    Returns:
+        (operation, reference token, hypothesis token) in order; the token that an insertion or a
+        deletion lacks is None.
+    """
+    weight = _edit_weight(len(reference), len(hypothesis))
+    row = np.arange(len(hypothesis) + 1, dtype=np.int64)[None] * weight
+    rows = [row]
+    for token in reference:
+        differs = np.array([[token != other for other in hypothesis]], dtype=bool)
+        rows.append(_next_row(rows[-1], differs.reshape(1, len(hypothesis)), weight))
+    costs = np.concatenate(rows)
+    steps: list[tuple[Operation, Hashable | None, Hashable | None]] = []
+    i, j = len(reference), len(hypothesis)
+    while i or j:
+        if i and j:
+            differ = reference[i - 1] != hypothesis[j - 1]
+            diagonal = costs[i, j] == costs[i - 1, j - 1] + differ * (weight + 1)
+        else:
+            differ = diagonal = False
+        if diagonal:
+            i, j = i - 1, j - 1
+            steps.append(("substitution" if differ else "hit", reference[i], hypothesis[j]))
+        elif i and costs[i, j] == costs[i - 1, j] + weight:
+            i -= 1
+            steps.append(("deletion", reference[i], None))
+        else:
+            j -= 1
+            steps.append(("insertion", None, hypothesis[j]))
+    return steps[::-1]
+
+
+def bootstrap_interval(
+    edits: Sequence[int] | np.ndarray,
+    reference_tokens: Sequence[int] | np.ndarray,
+    groups: Sequence[str],
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return a 95 % interval of the pooled error rate, from whole groups drawn with replacement.
+
+    Utterances of one speaker err alike, so speakers are drawn, as many as there are. The interval
+    runs from the 2.5th to the 97.5th percentile of the drawn rates; with a single speaker it is a
+    point. It is the same for any order of the utterances.
+
+    Args:
+        edits: Edits of each utterance.
+        reference_tokens: Reference tokens of each utterance.
+        groups: Speaker of each utterance.
+        num_samples: Number of draws.
+        seed: Seed of the draws; no global random state is used.
+
+    Raises:
+        ValueError: If the three lengths differ, or there are no reference tokens at all.
+    """
+    if not len(edits) == len(reference_tokens) == len(groups):
+        raise ValueError(
+            f"{len(edits)} edit counts, {len(reference_tokens)} token counts and {len(groups)} "
+            "speakers: give one of each for every utterance"
+        )
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    group_edits = np.bincount(group_of, weights=edits)
+    group_tokens = np.bincount(group_of, weights=reference_tokens)
+    if not group_tokens.any():
+        raise ValueError("no reference tokens, so no interval: the split is empty or has no text")
+    draws = np.random.default_rng(seed).integers(len(names), size=(num_samples, len(names)))
+    tokens = group_tokens[draws].sum(1)
+    has_rate = tokens > 0  # a speaker may have empty references only
+    rates = group_edits[draws].sum(1)[has_rate] / tokens[has_rate]
+    low, high = np.percentile(rates, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def worst_utterances(
+    errors: ErrorRate, utt_ids: Sequence[str], count: int = 10
+) -> list[tuple[str, int, int]]:
+    """Return (utt_id, edits, reference tokens) of the utterances with most edits, worst first.
+
+    Among equals the earlier utterance comes first; utterances without edits are left out.
+    """
+    edits, tokens = errors.utterance_edits, errors.utterance_tokens
+    order = np.argsort(-edits, kind="stable")[:count]
+    return [(utt_ids[row], int(edits[row]), int(tokens[row])) for row in order if edits[row]]
+
+
+def write_trn(
+    path: str | os.PathLike[str], utterances: Sequence[tuple[str, Sequence[str]]]
+) -> None:
+    """Write (utt_id, tokens) pairs in SCTK's trn format, one line ``tokens (utt_id)`` for each.
+
+    Raises:
+        ValueError: If an id holds white space or a parenthesis, or the file cannot be written.
+    """
+    lines = []
+    for utt_id, tokens in utterances:
+        if re.search(r"[\s()]", utt_id) or not utt_id:
+            raise ValueError(f"trn id {utt_id!r} is empty or holds white space or a parenthesis")
+        lines.append(" ".join([*tokens, f"({utt_id})"]) + "\n")
+    try:
+        Path(path).write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write trn file {path}: {error.strerror or error}") from None
+
+
+def normalize_text(text: str) -> str:
+    """Return ``text`` as the words that WER compares.
+
+    Lower case; punctuation and symbols dropped, so that "co-op" becomes "coop", but for apostrophes
+    inside a word (a typographic one becomes the plain one); runs of white space become one space.
+    Letters of every script, their accents and digits stay.
+    """
+    text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
+    text = "".join(c for c in text if c == "'" or unicodedata.category(c)[0] not in "PS")
+    text = re.sub(r"(?<!\w)'|'(?!\w)", "", text)
+    return unicodedata.normalize("NFC", " ".join(text.split()))  # what was dropped stood between

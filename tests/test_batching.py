@@ -1,0 +1,131 @@
+"""Batches under a padded budget: each utterance once, resumable, little padding."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.batching import BatchSampler, pad_stack
+
+length_lists = st.lists(st.floats(0.1, 20), min_size=1, max_size=60)
+budgets = st.floats(0.5, 60)
+
+
+def timit_like_lengths() -> np.ndarray:
+    return np.random.default_rng(0).normal(3.07, 0.86, 3696).clip(0.92, 7.8)
+
+
+@given(length_lists, budgets, st.booleans(), st.integers(0, 3))
+def test_epoch_batches_hold_each_index_once(
+    lengths: list, budget: float, shuffle: bool, epoch: int
+) -> None:
+    batches = BatchSampler(lengths, budget, seed=1, shuffle=shuffle).epoch_batches(epoch)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+
+
+@given(length_lists, budgets, st.booleans())
+def test_epoch_batches_keep_the_padded_budget(lengths: list, budget: float, shuffle: bool) -> None:
+    for batch in BatchSampler(lengths, budget, seed=1, shuffle=shuffle).epoch_batches(0):
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+def test_epoch_batches_keep_the_budget_where_jitter_puts_a_longer_one_first() -> None:
+    lengths = timit_like_lengths()
+    for batch in BatchSampler(lengths, 98).epoch_batches(0):
+        assert len(batch) * lengths[batch].max() <= 98
+
+
+def test_epoch_batches_put_utterance_over_budget_alone() -> None:
+    batches = BatchSampler([1.0, 9.0, 1.0], 4.0).epoch_batches(0)
+    assert sorted(map(sorted, batches)) == [[0, 2], [1]]
+
+
+def test_epoch_batches_depend_on_seed_and_epoch_only() -> None:
+    lengths = timit_like_lengths()[:200]
+    sampler, other = BatchSampler(lengths, 20, seed=5), BatchSampler(lengths, 20, seed=5)
+    for _ in range(100):
+        sampler.next_batch()
+    assert sampler.epoch_batches(7) == other.epoch_batches(7)
+    assert sampler.epoch_batches(7) != other.epoch_batches(8)
+    assert sampler.epoch_batches(7) != BatchSampler(lengths, 20, seed=6).epoch_batches(7)
+
+
+def test_epoch_batches_with_shuffle_differ_as_sets_between_epochs() -> None:
+    sampler = BatchSampler(timit_like_lengths(), 98)
+    first, second = (set(map(frozenset, sampler.epoch_batches(epoch))) for epoch in (0, 1))
+    assert len(first & second) < 5  # 0 observed
+
+
+def test_epoch_batches_without_shuffle_are_sorted_and_equal() -> None:
+    sampler = BatchSampler([3.0, 1.0, 2.0, 1.0], 4.0, shuffle=False)
+    assert sampler.epoch_batches(0) == sampler.epoch_batches(1) == [[1, 3], [2], [0]]
+
+
+def test_padding_share_of_timit_like_lengths_is_under_5_percent() -> None:
+    sampler = BatchSampler(timit_like_lengths(), 98, seed=0)
+    assert max(sampler.padding_share(epoch) for epoch in range(5)) < 0.05  # 0.0184 observed
+
+
+def test_padding_share_on_hand_example_matches() -> None:
+    assert BatchSampler([1.0, 3.0], 100.0).padding_share() == pytest.approx(2 / 6)
+
+
+def test_next_batch_runs_through_the_epochs_in_order() -> None:
+    sampler = BatchSampler(timit_like_lengths()[:50], 20, seed=2)
+    expected = [batch for epoch in range(3) for batch in sampler.epoch_batches(epoch)]
+    assert [sampler.next_batch() for _ in expected] == expected
+    assert sampler.count_batches(3) == len(expected)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 9, 10, 25])
+def test_state_dict_through_json_resumes_exactly(steps: int) -> None:
+    lengths = timit_like_lengths()[:50]
+    sampler = BatchSampler(lengths, 20, seed=2)
+    for _ in range(steps):
+        sampler.next_batch()
+    resumed = BatchSampler(lengths, 20, seed=2)
+    resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    assert [resumed.next_batch() for _ in range(30)] == [sampler.next_batch() for _ in range(30)]
+
+
+def test_load_state_dict_past_the_epoch_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot resume at batch 5 of an epoch with 2"):
+        BatchSampler([1.0, 2.0], 2.0).load_state_dict({"epoch": 0, "position": 5})
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "match"),
+    [
+        ([], 10, "no utterances to batch"),
+        ([1.0, 0.0], 10, "utterance 1 lasts 0.0 s"),
+        ([float("nan")], 10, "utterance 0 lasts nan s"),
+        ([1.0], 0, "batch seconds are 0"),
+    ],
+)
+def test_batch_sampler_without_positive_values_is_refused(
+    lengths: list, budget: float, match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        BatchSampler(lengths, budget)
+
+
+def test_pad_stack_puts_zeros_after_the_shorter() -> None:
+    padded, lengths = pad_stack([torch.tensor([1, 2]), torch.tensor([3, 4, 5]), torch.tensor([6])])
+    assert padded.tolist() == [[1, 2, 0], [3, 4, 5], [6, 0, 0]]
+    assert lengths.tolist() == [2, 3, 1]
+    assert lengths.dtype == torch.int64
+
+
+def test_pad_stack_keeps_the_dtype_and_takes_empty_tensors() -> None:
+    padded, lengths = pad_stack([torch.zeros(0, dtype=torch.float64), torch.ones(2).double()])
+    assert padded.dtype == torch.float64
+    assert lengths.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("tensors", [[], [torch.ones(2, 2)]])
+def test_pad_stack_of_no_rows_is_refused(tensors: list) -> None:
+    with pytest.raises(ValueError, match="give 1-D tensors"):
+        pad_stack(tensors)

@@ -1,0 +1,175 @@
+"""Options from defaults, a TOML file and flags, in this order of precedence."""
+
+import dataclasses
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from data.options import OptionParser, add_options, parse_options
+
+
+@dataclass(frozen=True)
+class Example:
+    model: str = field(metadata={"help": "which model", "choices": ("w2v2", "whisper-tiny")})
+    prune_every: int = field(default=50, metadata={"help": "steps, at 100 % of the rate"})
+    lr: float = field(default=1e-4, metadata={"help": "peak learning rate"})
+    merge_sil: bool = field(default=False, metadata={"help": "merge silences"})
+    save: bool = field(default=True, metadata={"help": "save it"})
+    epochs: int | None = field(default=None, metadata={"help": "passes"})
+    method: str | None = field(default=None, metadata={"help": "how", "choices": ("mpi", "parp")})
+
+
+def parse(*argv: str) -> Example:
+    return parse_options(Example, ["--model", "w2v2", *argv], "Train.")
+
+
+def from_toml(folder: Path, text: str, *argv: str) -> Example:
+    (folder / "run.toml").write_text(text, encoding="utf-8")
+    return parse_options(Example, ["--config", str(folder / "run.toml"), *argv], "Train.")
+
+
+def exit_line(capsys: pytest.CaptureFixture, *argv: str) -> str:
+    """Return what a refused command line prints, having checked status and shape."""
+    with pytest.raises(SystemExit) as exit_info:
+        parse_options(Example, argv, "Train.")
+    printed = capsys.readouterr()
+    assert exit_info.value.code == 2
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_parse_options_without_flags_gives_defaults() -> None:
+    assert parse() == Example("w2v2", 50, 1e-4, False, True, None, None)
+
+
+def test_parse_options_reads_every_type() -> None:
+    options = parse(
+        "--prune-every=7", "--lr", "3e-5", "--merge-sil", "--no-save", "--epochs", "3",
+        "--method", "mpi",
+    )  # fmt: skip
+    assert options == Example("w2v2", 7, 3e-5, True, False, 3, "mpi")
+
+
+def test_parse_options_accepts_underscores() -> None:
+    options = parse("--prune_every", "7", "--merge_sil", "--no_save")
+    assert options == parse("--prune-every", "7", "--merge-sil", "--no-save")
+
+
+def test_parse_options_leaves_underscores_of_values_alone() -> None:
+    @dataclass
+    class Folder:
+        out: str = "runs"
+
+    assert parse_options(Folder, ["--out=a_b"], "").out == "a_b"
+    assert parse_options(Folder, ["--out", "a_b"], "").out == "a_b"
+
+
+def test_parse_options_flags_win_over_file_and_file_over_defaults(tmp_path: Path) -> None:
+    text = 'model = "whisper-tiny"\nprune-every = 7\nlr = 1\nmerge_sil = true\n'
+    options = from_toml(tmp_path, text, "--lr", "0.5", "--no-merge-sil")
+    assert options == Example("whisper-tiny", 7, 0.5, False)
+
+
+def test_parse_options_default_given_as_flag_wins_over_file(tmp_path: Path) -> None:
+    assert (
+        from_toml(tmp_path, "prune-every = 7", "--model=w2v2", "--prune-every=50").prune_every == 50
+    )
+
+
+def test_parse_options_takes_none_where_none_is_allowed(tmp_path: Path) -> None:
+    text = 'model = "w2v2"\nepochs = 3\nmethod = "none"'
+    options = from_toml(tmp_path, text, "--epochs", "none")
+    assert (options.epochs, options.method) == (None, None)
+    assert parse("--method", "none").method is None
+
+
+def test_parse_options_turns_toml_integer_into_float(tmp_path: Path) -> None:
+    assert type(from_toml(tmp_path, 'model = "w2v2"\nlr = 1').lr) is float
+
+
+def test_parse_options_result_passes_through_json() -> None:
+    options = parse("--epochs", "3")
+    assert Example(**json.loads(json.dumps(dataclasses.asdict(options)))) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (
+            "prune-evry = 3",
+            "unknown option 'prune-evry'; known are model, prune-every, lr, merge-sil",
+        ),
+        ("[prune]\nevery = 3", "unknown option 'prune'"),
+        ('prune-every = "3"', "prune-every is '3': give a value of type int"),
+        ("prune-every = 3.0", "prune-every is 3.0: give a value of type int"),
+        ("prune-every = true", "prune-every is True: give a value of type int"),
+        ("lr = true", "lr is True: give a value of type float"),
+        ("merge-sil = 1", "merge-sil is 1: give a value of type bool"),
+        ('model = "none"', "model is 'none': choose from w2v2, whisper-tiny"),
+        ("lr = ", "run.toml is not TOML"),
+    ],
+)
+def test_parse_options_of_wrong_toml_is_refused(tmp_path: Path, text: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        from_toml(tmp_path, text, "--model", "w2v2")
+
+
+def test_parse_options_of_missing_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read config .*none.toml: No such file"):
+        parse("--config", str(tmp_path / "none.toml"))
+
+
+def test_parse_options_without_toml_reader_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_installed(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", not_installed)
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[toml\]"'):
+        from_toml(tmp_path, "lr = 1")
+
+
+def test_parse_options_of_wrong_value_prints_one_line(capsys: pytest.CaptureFixture) -> None:
+    line = exit_line(capsys, "--model", "w2v2", "--prune-every", "x")
+    assert "argument --prune-every: invalid int value: 'x'" in line
+
+
+def test_parse_options_of_wrong_choice_prints_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert "whisper-tiny" in exit_line(capsys, "--model", "bert")
+
+
+def test_parse_options_of_abbreviated_flag_prints_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert "--prune" in exit_line(capsys, "--model", "w2v2", "--prune", "3")
+
+
+def test_parse_options_without_required_flag_prints_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert "--model is required" in exit_line(capsys)
+
+
+def test_help_states_every_default(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse_options(Example, ["--help"], "Train a model.")
+    text = " ".join(capsys.readouterr().out.split())
+    assert exit_info.value.code == 0
+    assert "Train a model." in text
+    for expected in (
+        "which model (required)",
+        "steps, at 100 % of the rate (default: 50)",
+        "peak learning rate (default: 0.0001)",
+        "merge silences (default: false)",
+        "save it (default: true)",
+        "passes (default: none)",
+        "how (default: none)",
+    ):
+        assert expected in text
+
+
+def test_add_options_leaves_flags_not_given_out_of_the_namespace() -> None:
+    parser = OptionParser()
+    add_options(parser, Example)
+    assert vars(parser.parse_args(["--prune_every", "3"])) == {"prune_every": 3}
