@@ -1,0 +1,154 @@
+"""Save and load masks, eight weights to a byte, and identify the weights they were made from."""
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FORMAT = "parp-masks"
+VERSION = 1
+REQUIRED_METADATA = ("model", "scope", "sparsity", "source_run", "weights_hash")
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """What a mask file holds.
+
+    Attributes:
+        masks: Bool tensors on the CPU by native parameter name, True = kept.
+        metadata: Plain values; at least those of ``REQUIRED_METADATA``.
+    """
+
+    masks: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def save_masks(
+    path: str | os.PathLike[str], masks: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write ``masks`` and ``metadata`` so that a crash leaves the old file or the new one.
+
+    Args:
+        path: File to write; its folder has to exist.
+        masks: Bool tensors of any shape by native parameter name, on any device.
+        metadata: Values that JSON can hold: ``model``, ``scope``, ``sparsity``, ``source_run``,
+            ``weights_hash`` (:func:`weights_hash` of the initial weights) and any others.
+
+    Raises:
+        ValueError: If a required value is missing, a mask is not bool, or the file cannot be
+            written.
+    """
+    missing = [key for key in REQUIRED_METADATA if key not in metadata]
+    if missing:
+        raise ValueError(f"mask file metadata lacks {', '.join(missing)}: give every one")
+    packed = {}
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask {name!r} is {mask.dtype}: masks are bool, True = kept")
+        bits = torch.from_numpy(np.packbits(mask.cpu().reshape(-1).numpy()))
+        packed[name] = {"shape": list(mask.shape), "bits": bits}
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "metadata": json.loads(json.dumps(dict(metadata))),  # plain values only, or loading fails
+        "masks": packed,
+    }
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"cannot write mask file {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_masks(path: str | os.PathLike[str]) -> MaskFile:
+    """Read a mask file; nothing in it is executed.
+
+    Raises:
+        ValueError: If the file is missing, damaged, no mask file, or of another version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"cannot read mask file {path}: {error.strerror or error}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+        raise ValueError(f"{path} is no mask file, or is cut short: give a masks.pt") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is no mask file: its format is not {FORMAT!r}; give a masks.pt")
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"{path} is a mask file of version {content.get('version')}, this program reads "
+            f"{VERSION}: use the program that wrote it"
+        )
+    masks = {}
+    for name, entry in content["masks"].items():
+        size = prod(entry["shape"])
+        if len(entry["bits"]) != (size + 7) // 8:
+            raise ValueError(f"{path} is damaged: mask {name!r} has not {size} bits; make it again")
+        bits = np.unpackbits(entry["bits"].numpy(), count=size)
+        masks[name] = torch.from_numpy(bits.view(np.bool_)).reshape(entry["shape"])
+    return MaskFile(masks, content["metadata"])
+
+
+def check_masks(mask_file: MaskFile, params: Mapping[str, Tensor], model: str, scope: str) -> None:
+    """Check that the masks were made for this model, this scope and these shapes.
+
+    The weights themselves may differ: a mask may come from another task's run.
+
+    Args:
+        mask_file: What :func:`load_masks` returned.
+        params: In-scope parameters by native name.
+        model: Name that has to equal the file's ``model``.
+        scope: Name that has to equal the file's ``scope``.
+
+    Raises:
+        ValueError: If the model, the scope, a name or a shape differs.
+    """
+    for key, wanted in (("model", model), ("scope", scope)):
+        found = mask_file.metadata[key]
+        if found != wanted:
+            raise ValueError(
+                f"the mask file is for {key} {found!r}, this run is for {wanted!r}: "
+                f"use the masks of a run with the same {key}"
+            )
+    unmatched = mask_file.masks.keys() ^ params.keys()
+    if unmatched:
+        raise ValueError(
+            f"mask file and model differ in {len(unmatched)} parameter names, first in "
+            f"{min(unmatched)!r}: use the masks of a run with the same model and scope"
+        )
+    for name, mask in mask_file.masks.items():
+        if mask.shape != params[name].shape:
+            raise ValueError(
+                f"mask {name!r} is {tuple(mask.shape)}, the parameter {tuple(params[name].shape)}: "
+                "use the masks of a run with the same model configuration"
+            )
+
+
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 in hex over the names, dtypes, shapes and bytes of ``tensors``.
+
+    It depends neither on the order of the names nor on device or memory layout.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        header = [name, str(tensor.dtype), list(tensor.shape)]
+        digest.update(json.dumps(header).encode() + b"\n")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
