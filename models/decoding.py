@@ -1,0 +1,215 @@
+"""Greedy and beam-search decoding of Whisper.
+
+Shape letters: B utterances, N beams, F mel frames, M mels, L tokens, V vocab.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.beam_search import BeamSearch
+from models.kv_cache import KVCache
+from models.whisper import Whisper
+
+_GPU_STEPS_PER_CHECK = 8  # Asking a GPU who has finished makes it wait for us.
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """What ``decode`` is to generate.
+
+    Attributes:
+        start_ids: Ids every text starts with, e.g. start-of-transcript and no-timestamps.
+        eos_id: End token.
+        max_tokens: Limit of the whole sequence: start ids, text and end token.
+        suppress_ids: Ids that are never generated.
+        begin_suppress_ids: Ids that are not generated right after the start ids.
+        beam_size: Hypotheses kept; 1 is greedy decoding.
+        length_penalty: Beam search divides scores by the length to this power.
+    """
+
+    start_ids: Sequence[int]
+    eos_id: int
+    max_tokens: int
+    suppress_ids: Sequence[int] = ()
+    begin_suppress_ids: Sequence[int] = ()
+    beam_size: int = 1
+    length_penalty: float = 1.0
+
+
+def decode(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> list[list[int]]:
+    """Transcribe a batch of utterances.
+
+    The model is in eval mode meanwhile and no gradient is recorded. Nothing is random. Scores are
+    float32 whatever the model's dtype. An utterance's result does not depend on the others beyond
+    rounding; those that ended leave the batch.
+
+    Args:
+        model: Any Whisper, on the device of ``log_mel``.
+        log_mel: (B, M, F) floating.
+        options: Start ids, limits, filters and beam size.
+
+    Returns:
+        Per utterance the new ids, without start ids and end token.
+
+    Raises:
+        ValueError: If the options do not fit the model or ``log_mel`` has another shape.
+
+    Source:
+        Token for token what ``WhisperForConditionalGeneration.generate`` of transformers returns
+        for audio up to 30 s with ``return_timestamps=False``, ``do_sample=False``,
+        ``early_stopping=False``, ``num_beams=beam_size``, ``decoder_input_ids`` (or the init
+        tokens of its generation config) equal to ``start_ids``, and
+        ``max_new_tokens=max_tokens - len(start_ids)``. Its ``max_length`` means another limit
+        there: ``max_tokens = min(max_length + len(start_ids), text_positions)``, which is 448 for
+        the published checkpoints' ``max_length`` of 448. One difference: if the text holds two
+        timestamp ids in a row, ``generate`` takes it for long-form output and cuts it there.
+    """
+    _check_options(model, options)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            search = _decode_greedily if options.beam_size == 1 else _decode_with_beams
+            ids = search(model, _encode(model, log_mel), options)
+    finally:
+        model.train(was_training)
+    return [_until(row, options.eos_id) for row in ids.tolist()]
+
+
+def _encode(model: Whisper, log_mel: Tensor) -> Tensor:
+    """Encode (B, M, F) to (B, T, D)."""
+    if log_mel.device.type != "cpu":
+        return model.encode(log_mel)
+    # One utterance's activations stay in a CPU's cache: 10 % faster than a batch of 8.
+    return torch.cat([model.encode(one) for one in log_mel.split(1)])
+
+
+def _decode_greedily(model: Whisper, encoded: Tensor, options: DecodingOptions) -> Tensor:
+    """Take the best id in every step; return (B, max_ids), rows meaningful up to eos_id."""
+    num_utterances, max_ids = encoded.shape[0], options.max_tokens - len(options.start_ids)
+    cache = model.new_cache(encoded, options.max_tokens)
+    scorer = _Scorer(model, cache, options)
+    results = torch.full((num_utterances, max_ids), options.eos_id, device=encoded.device)
+    utterances = torch.arange(num_utterances, device=encoded.device)
+    is_done = torch.zeros_like(utterances, dtype=torch.bool)
+    next_ids = scorer.start_ids(num_utterances)
+    for step in range(max_ids):
+        next_ids = scorer.next_logits(next_ids).argmax(1, keepdim=True)
+        results[utterances, step] = next_ids[:, 0]
+        is_done |= next_ids[:, 0] == options.eos_id
+        if not _is_time_to_check(step, encoded.device):
+            continue
+        kept = _rows_to_keep(is_done)
+        if kept is not None:
+            if not len(kept):
+                break
+            cache.keep_utterances(kept)
+            utterances, is_done, next_ids = utterances[kept], is_done[kept], next_ids[kept]
+    return results
+
+
+def _decode_with_beams(model: Whisper, encoded: Tensor, options: DecodingOptions) -> Tensor:
+    """Search with ``options.beam_size`` beams; return (B, max_ids), filled with eos_id."""
+    num_utterances, max_ids = encoded.shape[0], options.max_tokens - len(options.start_ids)
+    cache = model.new_cache(encoded, options.max_tokens, num_beams=options.beam_size)
+    scorer = _Scorer(model, cache, options)
+    search = BeamSearch(
+        num_utterances,
+        options.beam_size,
+        max_ids,
+        options.eos_id,
+        options.length_penalty,
+        encoded.device,
+    )
+    results = torch.full((num_utterances, max_ids), options.eos_id, device=encoded.device)
+    utterances = torch.arange(num_utterances, device=encoded.device)
+    next_ids = scorer.start_ids(num_utterances * options.beam_size)
+    for step in range(max_ids):
+        rows, next_ids = search.advance(scorer.next_log_probs(next_ids))
+        cache.reorder(rows)
+        if not _is_time_to_check(step, encoded.device):
+            continue
+        kept = _rows_to_keep(search.is_done)
+        if kept is not None:
+            if not len(kept):
+                break
+            results[utterances] = search.best_ids
+            next_ids = next_ids.view(-1, options.beam_size)[kept].view(-1, 1)
+            cache.keep_utterances(kept)
+            search.keep_utterances(kept)
+            utterances = utterances[kept]
+    results[utterances] = search.best_ids
+    return results
+
+
+class _Scorer:
+    """Scores of the next id, with the ids that may not be generated at minus infinity."""
+
+    def __init__(self, model: Whisper, cache: KVCache, options: DecodingOptions) -> None:
+        device = model.decoder.positions.device
+        self._model = model
+        self._cache = cache
+        self._start_ids = torch.tensor(options.start_ids, device=device)
+        self._suppressed = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
+        self._suppressed[list(options.suppress_ids)] = True
+        self._suppressed_first = self._suppressed.clone()
+        self._suppressed_first[list(options.begin_suppress_ids)] = True
+
+    def start_ids(self, num_rows: int) -> Tensor:
+        """Return (num_rows, L): the ids to score first."""
+        return self._start_ids.expand(num_rows, -1)
+
+    def next_logits(self, ids: Tensor) -> Tensor:
+        """Append ids (rows, L) to the cache; return float32 logits (rows, V) of the next one."""
+        return self._filter(self._append(ids))
+
+    def next_log_probs(self, ids: Tensor) -> Tensor:
+        """Append ids as ``next_logits`` does; return log-probabilities, filtered afterwards."""
+        return self._filter(self._append(ids).log_softmax(1))
+
+    def _append(self, ids: Tensor) -> Tensor:
+        hidden = self._model.decoder(ids, cache=self._cache)[:, -1]
+        return self._model.head(hidden).float()
+
+    def _filter(self, scores: Tensor) -> Tensor:
+        is_first = self._cache.length == len(self._start_ids)
+        return scores.masked_fill_(
+            self._suppressed_first if is_first else self._suppressed, float("-inf")
+        )
+
+
+def _is_time_to_check(step: int, device: torch.device) -> bool:
+    """Tell whether to look for finished utterances after this step."""
+    return device.type == "cpu" or (step + 1) % _GPU_STEPS_PER_CHECK == 0
+
+
+def _rows_to_keep(is_done: Tensor) -> Tensor | None:
+    """Return the rows not done, or None if too few are done to pay for copying the others."""
+    kept = (~is_done).nonzero()[:, 0]
+    return kept if 4 * len(kept) <= 3 * len(is_done) else None
+
+
+def _until(ids: list[int], eos_id: int) -> list[int]:
+    """Cut ``ids`` before the first ``eos_id``."""
+    return ids[: ids.index(eos_id)] if eos_id in ids else ids
+
+
+def _check_options(model: Whisper, options: DecodingOptions) -> None:
+    """Raise ValueError where ``options`` do not fit ``model``."""
+    config = model.config
+    if options.beam_size < 1:
+        raise ValueError(f"beam_size is {options.beam_size}: use 1 (greedy) or more")
+    if not 0 < len(options.start_ids) < options.max_tokens <= config.text_positions:
+        raise ValueError(
+            f"max_tokens is {options.max_tokens} with {len(options.start_ids)} start ids: use at "
+            f"least one start id, a larger max_tokens, and at most {config.text_positions}"
+        )
+    ids = (*options.start_ids, options.eos_id, *options.suppress_ids, *options.begin_suppress_ids)
+    if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+        raise ValueError(
+            f"decoding options name ids from {min(ids)} to {max(ids)}, the model has 0 to "
+            f"{config.vocab_size - 1}: use the options of the same tokenizer"
+        )

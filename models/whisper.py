@@ -1,0 +1,321 @@
+"""Whisper: an audio encoder and a text decoder.
+
+Shape letters: B batch, F mel frames, M mels, T encoder frames, L tokens, D d_model, V vocab.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import FeedForward, KeysValues, MultiHeadAttention
+from models.kv_cache import KVCache, LayerCache
+
+_LEAVES = r"\.layers\.\d+\.((self|cross)_attn\.(q|k|v|out)_proj|ffn\.fc[12])\.(weight|bias)"
+PRUNE_SCOPES = {
+    "encoder_decoder": r"(encoder|decoder)" + _LEAVES,
+    "encoder": r"encoder" + _LEAVES,
+    "decoder": r"decoder" + _LEAVES,
+}
+"""Regular expressions that match the whole native name of each parameter in a prune scope."""
+
+_INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Sizes and dropout of a Whisper model; the defaults are multilingual ``tiny``.
+
+    ``audio_positions`` counts encoder frames (20 ms each), ``text_positions`` tokens. The three
+    dropouts are probabilities and act only while training.
+    """
+
+    num_mels: int = 80
+    audio_positions: int = 1500
+    text_positions: int = 448
+    d_model: int = 384
+    encoder_layers: int = 4
+    decoder_layers: int = 4
+    encoder_heads: int = 6
+    decoder_heads: int = 6
+    encoder_ffn_dim: int = 1536
+    decoder_ffn_dim: int = 1536
+    vocab_size: int = 51865
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm self attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        d_model = config.d_model
+        self.attn_norm = nn.LayerNorm(d_model)
+        self.self_attn = MultiHeadAttention(
+            d_model, config.encoder_heads, key_bias=False, dropout=config.attention_dropout
+        )
+        self.ffn_norm = nn.LayerNorm(d_model)
+        self.ffn = FeedForward(
+            d_model, config.encoder_ffn_dim, config.activation_dropout, config.dropout
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        x = x + self.dropout(self.self_attn(self.attn_norm(x)))
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class AudioEncoder(nn.Module):
+    """Two convolutions, fixed positions, pre-norm layers, final norm."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        d_model = config.d_model
+        self.conv1 = nn.Conv1d(config.num_mels, d_model, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(d_model, d_model, kernel_size=3, stride=2, padding=1)
+        self.positions = nn.Parameter(
+            _sinusoids(config.audio_positions, d_model), requires_grad=False
+        )
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.final_norm = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def embed(self, log_mel: Tensor) -> Tensor:
+        """Map log-mel (B, M, F) to the first layer's input (B, T, D), T = ceil(F / 2)."""
+        num_mels, num_positions = self.conv1.in_channels, self.positions.shape[0]
+        if log_mel.dim() != 3 or log_mel.shape[1] != num_mels:
+            raise ValueError(
+                f"log_mel has shape {tuple(log_mel.shape)}, expected (batch, {num_mels}, frames): "
+                f"compute it with num_mels={num_mels}"
+            )
+        if not 0 < log_mel.shape[2] <= 2 * num_positions:
+            raise ValueError(
+                f"log_mel has {log_mel.shape[2]} frames, the encoder takes 1 to "
+                f"{2 * num_positions}: cut the audio to {num_positions / 50:g} seconds"
+            )
+        x = F.gelu(self.conv1(log_mel))
+        # Contiguous, because residual sums keep the strides and norms are slow on others.
+        x = F.gelu(self.conv2(x)).transpose(1, 2).contiguous()  # (B, D, T) -> (B, T, D)
+        return self.dropout(x + self.positions[: x.shape[1]])
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Encode log-mel (B, M, F) to (B, T, D)."""
+        x = self.embed(log_mel)
+        for layer in self.layers:
+            x = layer(x)
+        return self.final_norm(x)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm causal self attention, cross attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        d_model, num_heads, dropout = config.d_model, config.decoder_heads, config.attention_dropout
+        self.attn_norm = nn.LayerNorm(d_model)
+        self.self_attn = MultiHeadAttention(d_model, num_heads, key_bias=False, dropout=dropout)
+        self.cross_attn_norm = nn.LayerNorm(d_model)
+        self.cross_attn = MultiHeadAttention(d_model, num_heads, key_bias=False, dropout=dropout)
+        self.ffn_norm = nn.LayerNorm(d_model)
+        self.ffn = FeedForward(
+            d_model, config.decoder_ffn_dim, config.activation_dropout, config.dropout
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cross: KeysValues, cache: LayerCache | None = None) -> Tensor:
+        """Map tokens (B * N, L, D) to (B * N, L, D).
+
+        Args:
+            x: Hidden states of the given tokens, N beams per utterance (1 without a cache).
+            cross: Keys and values of the encoded audio, each (B, H, T, K).
+            cache: Past tokens of this layer, extended by the given ones.
+        """
+        x = x + self.dropout(self._attend_to_text(self.attn_norm(x), cache))
+        # Cross attention hides nothing, so the beams of an utterance can be queries of one row
+        # and share its keys and values.
+        queries = self.cross_attn_norm(x).reshape(cross[0].shape[0], -1, x.shape[2])
+        x = x + self.dropout(self.cross_attn(queries, cross).reshape(x.shape))
+        return x + self.ffn(self.ffn_norm(x))
+
+    def _attend_to_text(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+        """Attend to the given and the cached tokens, none after the query's own."""
+        num_past, num_new = cache.length if cache else 0, x.shape[1]
+        keys_values = self.self_attn.keys_values(x)
+        if cache is not None:
+            keys_values = cache.append(*keys_values)
+        if num_past == 0 or num_new == 1:
+            return self.self_attn(x, keys_values, is_causal=num_past == 0)
+        visible = torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=x.device)
+        return self.self_attn(x, keys_values, attention_mask=visible.tril(num_past))
+
+
+class TextDecoder(nn.Module):
+    """Token embedding, learned positions, pre-norm layers, final norm."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = nn.Parameter(torch.empty(config.text_positions, config.d_model))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.final_norm = nn.LayerNorm(config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def embed(self, decoder_ids: Tensor, num_past: int = 0) -> Tensor:
+        """Map ids (B, L), preceded by ``num_past`` others, to the first layer's input (B, L, D)."""
+        end = num_past + decoder_ids.shape[1]
+        if end > self.positions.shape[0]:
+            raise ValueError(
+                f"{end} tokens are more than the decoder's {self.positions.shape[0]} positions: "
+                "shorten the target"
+            )
+        return self.dropout(self.token_embedding(decoder_ids) + self.positions[num_past:end])
+
+    def forward(
+        self, decoder_ids: Tensor, encoded: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Map ids (B, L) to final hidden states (B, L, D); arguments as in ``Whisper.decode``."""
+        if cache is None:
+            if encoded is None:
+                raise ValueError("the decoder needs the encoded audio or a cache made from it")
+            x = self.embed(decoder_ids)
+            for layer, cross in zip(self.layers, self.cross_keys_values(encoded), strict=True):
+                x = layer(x, cross)
+        else:
+            x = self.embed(decoder_ids, cache.length)
+            for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+                x = layer(x, layer_cache.cross, layer_cache)
+        return self.final_norm(x)
+
+    def cross_keys_values(self, encoded: Tensor) -> list[KeysValues]:
+        """Project encoded audio (B, T, D) to each layer's keys and values, each (B, H, T, K)."""
+        layers = cast(Iterable[DecoderLayer], self.layers)
+        return [layer.cross_attn.keys_values(encoded) for layer in layers]
+
+
+class Whisper(nn.Module):
+    """Whisper with the output head tied to the token embedding.
+
+    Fresh weights are drawn from N(0, 0.02) on torch's global generator, biases are 0, and the
+    encoder's positions are sinusoids that are never trained (``requires_grad`` is False).
+
+    Args:
+        config: Sizes and dropout.
+
+    Attributes:
+        family: "whisper".
+        config: Sizes and dropout, ``vocab_size`` as it is now.
+
+    Source:
+        Radford et al. 2022 (arXiv:2212.04356). Compared layer by layer with transformers'
+        ``modeling_whisper.py``, which differs in three ways: it takes full-length audio only,
+        initialises the embedding of its padding id to zero and, in float16, clamps encoder layers.
+    """
+
+    family = "whisper"
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = AudioEncoder(config)
+        self.decoder = TextDecoder(config)
+        self.apply(_init_weights)
+        nn.init.normal_(self.decoder.positions, std=_INIT_STD)
+
+    def logits(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor:
+        """Score every next token of a given text.
+
+        Args:
+            log_mel: (B, M, F) floating, F up to twice ``audio_positions``.
+            decoder_ids: (B, L) int64, start ids first.
+
+        Returns:
+            (B, L, V); position i scores what follows ``decoder_ids[:, i]``.
+
+        Raises:
+            ValueError: If the audio or the text is too long, or ``log_mel`` is of another shape.
+        """
+        return self.decode(decoder_ids, self.encode(log_mel))
+
+    def encode(self, log_mel: Tensor) -> Tensor:
+        """Encode log-mel (B, M, F) to (B, T, D), T = ceil(F / 2).
+
+        A shorter F than 30 s is a truncated context: the first T positions are used, as if the
+        model had been built with ``audio_positions=T``.
+
+        Raises:
+            ValueError: If T exceeds ``audio_positions`` or the shape is another.
+        """
+        return self.encoder(log_mel)
+
+    def new_cache(self, encoded: Tensor, max_tokens: int, num_beams: int = 1) -> KVCache:
+        """Make an empty cache for decoding ``encoded`` (B, T, D), its cross keys and values filled.
+
+        Args:
+            encoded: Output of ``encode``.
+            max_tokens: Tokens that are to fit, start ids included.
+            num_beams: Sequences per utterance, adjacent in the batch of ``decode``.
+        """
+        return KVCache(self.decoder.cross_keys_values(encoded), max_tokens, num_beams)
+
+    def decode(
+        self, decoder_ids: Tensor, encoded: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Score the next token after each of the given ids.
+
+        Args:
+            decoder_ids: (B, L) int64; with a cache, only the ids it does not hold yet.
+            encoded: (B, T, D) from ``encode``; not read when there is a cache, which holds what
+                is needed of it.
+            cache: From ``new_cache``; extended by the given ids in place.
+
+        Returns:
+            (B, L, V), for the given ids only.
+
+        Raises:
+            ValueError: If the text is too long for the positions or the cache.
+        """
+        return self.head(self.decoder(decoder_ids, encoded, cache))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Map the decoder's final hidden states (..., D) to logits (..., V)."""
+        return F.linear(hidden, self.decoder.token_embedding.weight)
+
+    def reset_vocabulary(self, embedding: Tensor) -> None:
+        """Replace the token embedding, and so the tied head, by a copy of ``embedding`` (V, D).
+
+        ``config.vocab_size`` follows. An optimizer made before still holds the old parameter.
+
+        Raises:
+            ValueError: If the width is not ``d_model``.
+        """
+        if embedding.dim() != 2 or embedding.shape[1] != self.config.d_model:
+            raise ValueError(
+                f"embedding has shape {tuple(embedding.shape)}, expected "
+                f"(vocabulary, {self.config.d_model}): use one row of d_model values per token"
+            )
+        weight = embedding.detach().to(self.decoder.token_embedding.weight).clone()
+        self.decoder.token_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
+        self.config = replace(self.config, vocab_size=embedding.shape[0])
+
+
+def _sinusoids(num_positions: int, d_model: int) -> Tensor:
+    """Return fixed positions (num_positions, d_model): sines in one half, cosines in the other."""
+    half = d_model // 2
+    rates = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half))
+    angles = torch.arange(num_positions)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Draw weights from N(0, 0.02) and zero biases; norms keep torch's ones and zeros."""
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
+        nn.init.normal_(module.weight, std=_INIT_STD)
+    if isinstance(module, (nn.Linear, nn.Conv1d)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
