@@ -3,6 +3,7 @@
 Shape letters: S samples, F mel frames, M mels.
 """
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -12,8 +13,38 @@ from torch import Tensor
 
 SAMPLE_RATE = 16_000  # Hz
 HOP = 160  # samples: 10 ms, so 100 frames a second
+FULL_CONTEXT_SECONDS = 30.0  # what Whisper was trained on
+FRAME_SECONDS = 0.02  # one encoder frame: two hops
 _WINDOW = 400  # samples: 25 ms
 _MAX_HZ = 8_000.0
+
+
+def context_seconds(audio_ctx: str, longest_seconds: float) -> float | None:
+    """Return the context that a run's audio is padded to.
+
+    Args:
+        audio_ctx: "full", "auto" (what the longest utterance needs, rounded up to a second), or
+            seconds.
+        longest_seconds: Length of the corpus' longest utterance.
+
+    Returns:
+        Seconds, a whole number of encoder frames; None is the full 30.
+
+    Raises:
+        ValueError: If ``audio_ctx`` is neither a name nor seconds up to 30.
+    """
+    if audio_ctx == "full":
+        return None
+    try:
+        seconds = float(math.ceil(longest_seconds)) if audio_ctx == "auto" else float(audio_ctx)
+    except ValueError:
+        seconds = math.nan
+    if not FRAME_SECONDS <= seconds <= FULL_CONTEXT_SECONDS:
+        raise ValueError(
+            f"an audio context of {audio_ctx} (longest utterance {longest_seconds:.2f} s) can't be "
+            f"had: give full, auto, or seconds up to {FULL_CONTEXT_SECONDS:g}"
+        )
+    return round(seconds / FRAME_SECONDS) * FRAME_SECONDS
 
 
 def log_mel(waveform: Any, num_mels: int = 80, seconds: float | None = 30.0) -> Tensor:

@@ -8,6 +8,7 @@ default it is required.
 import argparse
 import dataclasses
 import importlib
+import math
 import re
 import sys
 import types
@@ -18,10 +19,14 @@ Options = TypeVar("Options")
 
 
 def option(
-    help: str, default: Any = dataclasses.MISSING, choices: Sequence[Any] | None = None
+    help: str,
+    default: Any = dataclasses.MISSING,
+    choices: Sequence[Any] | None = None,
+    positive: bool = False,
 ) -> Any:
     """Describe a dataclass field that is a flag: its help, its default and what it may be."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+    metadata = {"help": help, "choices": choices, "positive": positive}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -86,6 +91,10 @@ def parse_options(cls: type[Options], argv: Sequence[str] | None, description: s
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.default is dataclasses.MISSING and field.name not in values:
             parser.error(f"--{_kebab(field.name)} is required")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        value = values.get(field.name)
+        if field.metadata.get("positive") and value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{_kebab(field.name)} is {value}: give a positive number")
     return cls(**values)
 
 

@@ -79,6 +79,8 @@ PHONES_61: tuple[str, ...] = tuple(sorted(_FOLDS))
 PHONES_48: tuple[str, ...] = tuple(sorted({fold[0] for fold in _FOLDS.values() if fold}))
 PHONES_39: tuple[str, ...] = tuple(sorted({fold[1] for fold in _FOLDS.values() if fold}))
 
+PHONE_SETS: dict[int, tuple[str, ...]] = {61: PHONES_61, 48: PHONES_48, 39: PHONES_39}
+
 # Symbols of the smaller sets fold as well, so that a model trained on 48 can be scored on 39.
 _TO_48: dict[str, str | None] = {phone: fold and fold[0] for phone, fold in _FOLDS.items()}
 _TO_48 |= {phone: phone for phone in PHONES_48}

@@ -3,8 +3,10 @@
 import json
 import os
 import platform
+import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,19 @@ def describe_environment(device: str) -> dict[str, Any]:
     )
     revision = git.stdout.strip() or None
     return {"versions": versions, "git": revision, "device": device, "machine": platform.platform()}
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Collect interrupt and termination signals in the list that is yielded, to act on in time."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(n, lambda number, frame: received.append(number)) for n in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 class EventLog:

@@ -152,3 +152,16 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(json.dumps(header).encode() + b"\n")
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def load_masks_for(
+    path: str | os.PathLike[str], params: Mapping[str, Tensor], model: str, scope: str
+) -> dict[str, Tensor]:
+    """Read the masks of a file that were made for ``params``, onto their devices.
+
+    Raises:
+        ValueError: As :func:`load_masks` and :func:`check_masks` do.
+    """
+    mask_file = load_masks(path)
+    check_masks(mask_file, params, model, scope)
+    return {name: mask.to(params[name].device) for name, mask in mask_file.masks.items()}

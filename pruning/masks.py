@@ -6,12 +6,9 @@ exact magnitude at which to cut. Beside the masks this needs a few chunks of mem
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-Granularity = Literal["global", "layerwise"]
 
 CHUNK = 1 << 20  # elements looked at together: small enough for the cache, large enough for speed
 DIGIT_BITS = 16
@@ -19,7 +16,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size i
 
 
 def magnitude_masks(
-    params: Mapping[str, Tensor], sparsity: float, granularity: Granularity = "global"
+    params: Mapping[str, Tensor], sparsity: float, granularity: str = "global"
 ) -> dict[str, Tensor]:
     """Drop the weights of smallest magnitude and keep the rest.
 

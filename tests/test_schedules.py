@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.masks import magnitude_masks
-from pruning.schedules import SCHEDULES, PARP, Schedule, build_schedule
+from pruning.schedules import PARP, SCHEDULES, Schedule, build_schedule
 
 
 def _weights(*values: float) -> dict[str, Tensor]:

@@ -1,0 +1,38 @@
+"""What a model is to write for an utterance, and the tokens that scoring compares."""
+
+from data.metrics import normalize_text
+from data.phones import fold_phones, merge_silence
+from data.timit import Utterance
+
+SCORED_PHONES = 39
+
+
+def target_text(utterance: Utterance, target: str, num_phones: int) -> str:
+    """Return the text that a tokenizer of kind ``target`` encodes for training.
+
+    Args:
+        utterance: One recording.
+        target: "phone", "char", "subword" or "text".
+        num_phones: Phone set of a phone target: 61, 48 or 39.
+    """
+    if target == "phone":
+        return " ".join(fold_phones([phone.label for phone in utterance.phones], num_phones))
+    text = normalize_text(utterance.text)
+    return " " + text if target == "text" else text  # whisper's words begin with a space
+
+
+def reference_tokens(utterance: Utterance, is_phone: bool, merge_sil: bool = False) -> list[str]:
+    """Return the phones, folded to 39, or the words that a hypothesis is held against."""
+    if is_phone:
+        return _scored([phone.label for phone in utterance.phones], merge_sil)
+    return normalize_text(utterance.text).split()
+
+
+def hypothesis_tokens(text: str, is_phone: bool, merge_sil: bool = False) -> list[str]:
+    """Return the phones, folded to 39, or the words of decoded text."""
+    return _scored(text.split(), merge_sil) if is_phone else normalize_text(text).split()
+
+
+def _scored(phones: list[str], merge_sil: bool) -> list[str]:
+    folded = fold_phones(phones, SCORED_PHONES)
+    return merge_silence(folded) if merge_sil else folded

@@ -1,0 +1,354 @@
+"""Score a checkpoint on a corpus in TIMIT's layout.
+
+    python eval.py --ckpt runs/NAME/best.pt
+    python eval.py --ckpt runs/NAME/best.pt --split dev --decode beam --beam-size 8 --trn out/
+
+The checkpoint carries the model, its tokenizer and its frontend, so nothing about the model is
+asked for here. An utterance's hypothesis does not depend on the utterances it is batched with.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.audio import SAMPLE_RATE, normalize_waveform, read_audio
+from data.batching import BatchSampler
+from data.log_mel import FULL_CONTEXT_SECONDS, log_mel
+from data.metrics import (
+    ErrorRate,
+    bootstrap_interval,
+    error_rate,
+    worst_utterances,
+    write_trn,
+)
+from data.options import option, parse_options
+from data.run_folder import write_json
+from data.synthetic import ensure_demo_corpus
+from data.targets import hypothesis_tokens, reference_tokens
+from data.timit import SPLITS, Utterance, check_counts, load_timit
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.tasks import PRECISIONS, Task, build_task
+from models.tokenizers import Tokenizer
+from pruning.masks import count_zeros
+from pruning.scope import select_parameters
+
+DEMO_FOLDER = Path(__file__).parent / "data" / "demo"
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Options of the command line; each field is a flag."""
+
+    ckpt: str = option("checkpoint: best.pt or last.pt of a run, or converted weights")
+    data: str | None = option(
+        "TIMIT root, or demo; without it the corpus of the checkpoint's run, then $TIMIT_ROOT, "
+        "then data/TIMIT",
+        None,
+    )
+    split: str = option("which utterances", "test", SPLITS)
+    decode: str = option("search", "greedy", ("greedy", "beam"))
+    beam_size: int = option("hypotheses kept by --decode beam", 5)
+    batch_seconds: float = option("seconds of audio in a batch, padding included", 120.0)
+    precision: str | None = option(
+        "inside the model; without it bf16 on CUDA, fp32 on the CPU", None, tuple(PRECISIONS)
+    )
+    device: str = option("auto, cpu, cuda or cuda:N", "auto")
+    merge_sil: bool = option("collapse runs of sil in references and hypotheses", False)
+    json: str | None = option("file to write the results to", None)
+    trn: str | None = option("folder to write ref.trn and hyp.trn to", None)
+
+
+def resolve_data(data: str | None) -> str:
+    """Return the corpus to use: as given, else ``$TIMIT_ROOT``, else ``data/TIMIT``.
+
+    ``demo`` stands for the synthetic corpus, which is written on first use.
+    """
+    if data == "demo":
+        return str(ensure_demo_corpus(DEMO_FOLDER))
+    return data or os.environ.get("TIMIT_ROOT") or "data/TIMIT"
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called ``name``; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {name!r} can't be used: give auto, cpu, cuda or cuda:N"
+        ) from error
+
+
+def resolve_precision(name: str | None, device: torch.device) -> str:
+    """Return the precision called ``name``, by default bf16 on CUDA and fp32 elsewhere."""
+    return name or ("bf16" if device.type == "cuda" else "fp32")
+
+
+def model_input(utterance: Utterance, frontend: dict[str, Any]) -> Tensor:
+    """Read an utterance as the model takes it: a waveform (S,) or a log-mel (M, F), float32.
+
+    Raises:
+        ValueError: If the utterance is longer than the checkpoint's context.
+    """
+    waveform = read_audio(utterance.path)
+    if frontend["kind"] == "waveform":
+        return normalize_waveform(waveform) if frontend["normalize"] else waveform
+    seconds = frontend["audio_ctx"] or FULL_CONTEXT_SECONDS
+    if len(waveform) > round(seconds * SAMPLE_RATE):
+        raise ValueError(
+            f"{utterance.path}: {len(waveform) / SAMPLE_RATE:.2f} s is longer than the model's "
+            f"context of {seconds:g} s: leave it out, or fine-tune with a longer --audio-ctx"
+        )
+    return log_mel(waveform, num_mels=frontend["num_mels"], seconds=seconds)
+
+
+def padded_seconds(utterance: Utterance, frontend: dict[str, Any]) -> float:
+    """Return the seconds that an utterance fills in a batch before padding to its mates."""
+    if frontend["kind"] == "log_mel":
+        return float(frontend["audio_ctx"] or FULL_CONTEXT_SECONDS)
+    return utterance.seconds
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Error rates of one model on one list of utterances.
+
+    Attributes:
+        rates: "per", or "wer" and "cer".
+        intervals: 95 % bootstrap interval by speaker of each rate.
+        utterances: What was scored, in the order of the token lists.
+        references: Tokens of the first rate.
+        hypotheses: Tokens of the first rate.
+        wall_seconds: Time that reading and decoding took.
+    """
+
+    rates: dict[str, ErrorRate]
+    intervals: dict[str, tuple[float, float]]
+    utterances: Sequence[Utterance]
+    references: list[list[str]]
+    hypotheses: list[list[str]]
+    wall_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """The rate that decides which checkpoint is best: PER, or WER."""
+        return next(iter(self.rates.values())).rate
+
+
+def transcribe(
+    task: Task,
+    tokenizer: Tokenizer,
+    frontend: dict[str, Any],
+    utterances: Sequence[Utterance],
+    beam_size: int = 1,
+    batch_seconds: float = 120.0,
+) -> list[str]:
+    """Decode utterances, in batches of similar length; return one text each, in their order."""
+    seconds = [padded_seconds(utterance, frontend) for utterance in utterances]
+    texts = [""] * len(utterances)
+    was_training = task.model.training
+    task.model.eval()
+    batches = BatchSampler(seconds, batch_seconds, shuffle=False).epoch_batches(0)
+    for batch in tqdm(batches, "decode", disable=None, leave=False):
+        inputs = [model_input(utterances[i], frontend) for i in batch]
+        for i, ids in zip(batch, task.decode(inputs, beam_size), strict=True):
+            texts[i] = tokenizer.decode(ids)
+    task.model.train(was_training)
+    return texts
+
+
+def score(
+    task: Task,
+    tokenizer: Tokenizer,
+    frontend: dict[str, Any],
+    utterances: Sequence[Utterance],
+    beam_size: int = 1,
+    batch_seconds: float = 120.0,
+    merge_sil: bool = False,
+) -> Scores:
+    """Decode ``utterances`` and hold them against their references."""
+    started = time.perf_counter()
+    texts = transcribe(task, tokenizer, frontend, utterances, beam_size, batch_seconds)
+    wall_seconds = time.perf_counter() - started
+    is_phone = tokenizer.kind == "phone"
+    references = [reference_tokens(utterance, is_phone, merge_sil) for utterance in utterances]
+    hypotheses = [hypothesis_tokens(text, is_phone, merge_sil) for text in texts]
+    speakers = [utterance.speaker for utterance in utterances]
+    if is_phone:
+        rates = {"per": error_rate(references, hypotheses)}
+    else:
+        letters = [[list(" ".join(words)) for words in side] for side in (references, hypotheses)]
+        rates = {"wer": error_rate(references, hypotheses), "cer": error_rate(*letters)}
+    intervals = {
+        name: bootstrap_interval(rate.utterance_edits, rate.utterance_tokens, speakers)
+        for name, rate in rates.items()
+    }
+    return Scores(rates, intervals, utterances, references, hypotheses, wall_seconds)
+
+
+def sparsity_report(checkpoint: Checkpoint) -> dict[str, float]:
+    """Count the zeros of a model: sparsity asked for, in scope, and of the whole model."""
+    parameters = dict(checkpoint.model.named_parameters())
+    pattern = checkpoint.run.get("scope_pattern")
+    scope = select_parameters(parameters, pattern) if pattern else parameters
+    zeros, total = count_zeros(scope)
+    all_zeros, all_total = count_zeros(parameters)
+    return {
+        "target": checkpoint.run.get("sparsity", 0.0),
+        "in_scope": zeros / total,
+        "whole_model": all_zeros / all_total,
+    }
+
+
+def protocol_line(
+    scores: Scores, checkpoint: Checkpoint, split: str, beam_size: int, merge_sil: bool
+) -> str:
+    """Say in one line under what rules the rates were obtained."""
+    name, rate = next(iter(scores.rates.items()))
+    tokenizer, frontend = checkpoint.tokenizer, checkpoint.frontend
+    assert tokenizer is not None
+    silence = "runs of sil merged" if merge_sil else "every sil kept"
+    units = f"39 phones, q deleted, {silence}" if name == "per" else "lower case, no punctuation"
+    search = f"beam {beam_size}" if beam_size > 1 else "greedy"
+    if frontend["kind"] == "log_mel":
+        seconds = frontend["audio_ctx"] or FULL_CONTEXT_SECONDS
+        context = (
+            f"audio padded to {seconds:g} s, at most {checkpoint.decoding['max_tokens']} tokens"
+        )
+    else:
+        context = "padding never seen by the model"
+    speakers = len({utterance.speaker for utterance in scores.utterances})
+    return (
+        f"{name.upper()} on {split} without SA: {len(scores.utterances)} utterances, {speakers} "
+        f"speakers, {rate.reference_tokens} reference tokens; {units}; {tokenizer.kind} targets; "
+        f"{search}, no language model; {context}; 95 % interval by bootstrap over speakers"
+    )
+
+
+def results(
+    scores: Scores, checkpoint: Checkpoint, split: str, beam_size: int = 1, merge_sil: bool = False
+) -> dict[str, Any]:
+    """Return what results.json holds about ``scores``."""
+    run = checkpoint.run
+    audio_seconds = sum(utterance.seconds for utterance in scores.utterances)
+    report: dict[str, Any] = {key: run.get(key) for key in ("model", "method", "target")}
+    report |= {"split": split}
+    report |= {key: run.get(key) for key in ("seed", "steps", "init")}
+    report["sparsity"] = sparsity_report(checkpoint)
+    for name, rate in scores.rates.items():
+        report[name] = {
+            "rate": rate.rate,
+            "substitutions": rate.substitutions,
+            "deletions": rate.deletions,
+            "insertions": rate.insertions,
+            "reference_tokens": rate.reference_tokens,
+            "ci95": list(scores.intervals[name]),
+        }
+    return report | {
+        "utterances": len(scores.utterances),
+        "audio_seconds": audio_seconds,
+        "decode": f"beam {beam_size}" if beam_size > 1 else "greedy",
+        "protocol": protocol_line(scores, checkpoint, split, beam_size, merge_sil),
+        "wall_seconds": scores.wall_seconds,
+        "real_time_factor": scores.wall_seconds / audio_seconds,
+    }
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Return the rates and sparsity of a result in one line."""
+    rates = []
+    for name in ("per", "wer", "cer"):
+        if rate := report.get(name):
+            low, high = rate["ci95"]
+            rates.append(
+                f"{name.upper()} {rate['rate']:.4f} [{low:.4f}, {high:.4f}] "
+                f"(S {rate['substitutions']} D {rate['deletions']} I {rate['insertions']})"
+            )
+    sparsity = report["sparsity"]
+    return (
+        f"{report['split']}: {', '.join(rates)}; sparsity {sparsity['target']:g} asked, "
+        f"{sparsity['in_scope']:.6f} in scope, {sparsity['whole_model']:.4f} of the model"
+    )
+
+
+def evaluate(options: EvalOptions) -> dict[str, Any]:
+    """Score a checkpoint as ``options`` say; write what they ask for; return the results."""
+    if not options.beam_size >= 1:
+        raise ValueError(f"beam size {options.beam_size} is not positive: give --beam-size 5")
+    if not (options.batch_seconds > 0 and math.isfinite(options.batch_seconds)):
+        raise ValueError(f"batch of {options.batch_seconds:g} s: --batch-seconds must be positive")
+    device = resolve_device(options.device)
+    checkpoint = load_checkpoint(options.ckpt, device=device)
+    if checkpoint.tokenizer is None:
+        raise ValueError(
+            f"{options.ckpt} has no tokenizer, so its head has no meaning yet: fine-tune it with "
+            f"train.py --init {options.ckpt}"
+        )
+    root = resolve_data(options.data or checkpoint.run.get("data"))
+    utterances = load_timit(root, options.split)
+    for warning in check_counts(options.split, utterances):
+        print(f"eval.py: warning: {warning}", file=sys.stderr)
+    task = build_task(
+        checkpoint.model, checkpoint.decoding, resolve_precision(options.precision, device)
+    )
+    beam_size = options.beam_size if options.decode == "beam" else 1
+    scores = score(
+        task,
+        checkpoint.tokenizer,
+        checkpoint.frontend,
+        utterances,
+        beam_size,
+        options.batch_seconds,
+        options.merge_sil,
+    )
+    report = results(scores, checkpoint, options.split, beam_size, options.merge_sil)
+    report_scores(report, scores)
+    if options.trn:
+        utt_ids = [utterance.utt_id for utterance in utterances]
+        for name, side in (("ref", scores.references), ("hyp", scores.hypotheses)):
+            write_trn(Path(options.trn) / f"{name}.trn", list(zip(utt_ids, side, strict=True)))
+    if options.json:
+        write_json(Path(options.json), report)
+    return report
+
+
+def report_scores(report: dict[str, Any], scores: Scores, worst: int = 5) -> None:
+    """Print the protocol, the rates and the worst utterances."""
+    print(report["protocol"])
+    print(summary(report))
+    utt_ids = [utterance.utt_id for utterance in scores.utterances]
+    for utt_id, edits, tokens in worst_utterances(
+        next(iter(scores.rates.values())), utt_ids, worst
+    ):
+        i = utt_ids.index(utt_id)
+        print(f"  worst {utt_id}: {edits} errors in {tokens} tokens")
+        print(f"    ref {' '.join(scores.references[i])}")
+        print(f"    hyp {' '.join(scores.hypotheses[i])}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    try:
+        evaluate(parse_options(EvalOptions, argv, __doc__ or ""))
+    except ValueError as error:
+        print(f"eval.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The optimizer of a run: AdamW, learning rate, loss scaling, clipping and non-finite steps."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Optimizer:
+    """Fused AdamW over the parameters that train, a new head's in a group of their own.
+
+    A step whose loss or gradient is not finite changes no weight and is counted.
+
+    Args:
+        model: Parameters with ``requires_grad`` are trained; they stay in float32.
+        lr: Peak learning rate.
+        head_lr: Peak learning rate of the parameters named in ``head``.
+        head: Native names of a new head's parameters.
+        steps: Optimizer steps of the run.
+        warmup: Share of the steps in which the rate rises.
+        hold: Share of the steps at the peak.
+        clip: Largest gradient norm.
+        weight_decay: Decoupled weight decay.
+        scale_loss: Scale the loss as fp16 needs (``torch.amp.GradScaler``).
+        patience: Non-finite steps in a row before ``step`` raises.
+
+    Attributes:
+        skipped: Steps skipped so far.
+        lr: Rate of the latest step, of the parameters outside the head.
+
+    Source:
+        Betas (0.9, 0.98) of the wav2vec 2.0 and PARP recipes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        head_lr: float,
+        head: Sequence[str],
+        steps: int,
+        warmup: float = 0.1,
+        hold: float = 0.4,
+        clip: float = 1.0,
+        weight_decay: float = 0.0,
+        scale_loss: bool = False,
+        patience: int = 10,
+    ) -> None:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        groups = [
+            {"params": [p for name, p in trained.items() if name not in head], "peak_lr": lr},
+            {"params": [p for name, p in trained.items() if name in head], "peak_lr": head_lr},
+        ]
+        self._params = list(trained.values())
+        self._adam = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=lr,
+            betas=(0.9, 0.98),
+            weight_decay=weight_decay,
+            fused=True,
+        )
+        self._scaler = torch.amp.GradScaler(self._params[0].device.type, enabled=scale_loss)
+        self._steps, self._warmup, self._hold = steps, warmup, hold
+        self._clip = clip
+        self._patience = patience
+        self.skipped = 0
+        self._skipped_in_a_row = 0
+        self.lr = 0.0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss``, scaled where fp16 needs it."""
+        self._scaler.scale(loss).backward()
+
+    def step(self, number: int, loss: float) -> float:
+        """Take step ``number`` (from 0) with the gradients added since the last.
+
+        Returns:
+            The gradient norm before clipping.
+
+        Raises:
+            ValueError: If too many steps in a row were not finite.
+        """
+        factor = learning_rate_factor(number, self._steps, self._warmup, self._hold)
+        for group in self._adam.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        self.lr = self._adam.param_groups[0]["lr"]
+        self._scaler.unscale_(self._adam)
+        grad_norm = float(nn.utils.clip_grad_norm_(self._params, self._clip))
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self._scaler.step(self._adam)
+            self._skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self._skipped_in_a_row += 1
+        self._scaler.update()
+        self._adam.zero_grad(set_to_none=True)
+        if self._skipped_in_a_row >= self._patience:
+            raise ValueError(
+                f"{self._skipped_in_a_row} steps in a row had a non-finite loss or gradient, up to "
+                f"step {number + 1}: lower --lr, or use --precision fp32"
+            )
+        return grad_norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs."""
+        return {
+            "adam": self._adam.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "skipped": self.skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state that ``state_dict`` returned."""
+        self._adam.load_state_dict(state["adam"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.skipped = state["skipped"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float, hold: float) -> float:
+    """Return the factor of the peak rate at ``step`` (from 0) of ``steps``.
+
+    Three stages: linear from 0.01 to 1 over the share ``warmup`` of the run, constant over the
+    share ``hold``, then exponential down to 0.05.
+
+    Source:
+        fairseq's tri_stage schedule with the phases of the wav2vec 2.0 recipes. There phases may
+        be steps; here they are always shares, so that no warm-up outlasts its run.
+    """
+    progress = step / max(1, steps)
+    if progress < warmup:
+        return 0.01 + 0.99 * progress / warmup
+    if progress < warmup + hold:
+        return 1.0
+    return float(0.05 ** ((progress - warmup - hold) / (1.0 - warmup - hold)))

@@ -1,0 +1,179 @@
+"""What training and scoring ask of a model, the same for CTC and sequence-to-sequence.
+
+A task takes a list of inputs (waveforms or log-mels, one tensor an utterance) and returns the
+summed loss or the decoded ids, so that train.py and eval.py need not know the architecture.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from models.ctc import beam_decode, greedy_decode
+from models.decoding import DecodingOptions, decode
+from models.wav2vec2 import Wav2Vec2
+from models.whisper import Whisper
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Task(Protocol):
+    """Loss and decoding of one model.
+
+    ``inputs`` are float tensors on the CPU, one an utterance; the task pads, moves and casts.
+    """
+
+    model: Any
+
+    def loss(self, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
+        """Return the loss summed over all target tokens, a float32 scalar."""
+        ...
+
+    def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
+        """Return the ids of the best hypothesis of each utterance; beam size 1 is greedy."""
+        ...
+
+    def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
+        """Say why an utterance can't be trained on, or return None."""
+        ...
+
+
+class _PrecisionMixin:
+    model: Any
+    precision: str
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        device = next(self.model.parameters()).device.type
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+class CTCTask(_PrecisionMixin):
+    """Connectionist temporal classification with wav2vec2 on waveforms.
+
+    Args:
+        model: The model; its parameters stay in float32.
+        blank_id: Id of the CTC blank.
+        precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
+    """
+
+    def __init__(self, model: Wav2Vec2, blank_id: int, precision: str = "fp32") -> None:
+        self.model = model
+        self.blank_id = blank_id
+        self.precision = precision
+
+    def loss(self, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
+        """Return the CTC loss summed over the batch; an utterance without an alignment adds 0."""
+        log_probs, num_frames = self._log_probs(inputs)
+        return F.ctc_loss(
+            log_probs.transpose(0, 1),  # (B, T, V) -> (T, B, V)
+            torch.tensor([i for target in targets for i in target], device=self._device),
+            num_frames,
+            torch.tensor([len(target) for target in targets], device=self._device),
+            blank=self.blank_id,
+            reduction="sum",
+            zero_infinity=True,
+        )
+
+    @torch.inference_mode()
+    def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
+        """Return collapsed ids: the best path, or the best prefix of a beam search."""
+        log_probs, num_frames = self._log_probs(inputs)
+        if beam_size == 1:
+            return greedy_decode(log_probs, num_frames, self.blank_id)
+        return beam_decode(log_probs, num_frames, self.blank_id, beam_size)
+
+    def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
+        """Say so where there are fewer frames than CTC needs for ``target``."""
+        repeats = sum(a == b for a, b in zip(target, target[1:], strict=False))
+        num_frames = self.model.num_frames(num_samples)
+        if num_frames >= max(1, len(target) + repeats):
+            return None
+        return f"{num_frames} frames can't align {len(target)} tokens with {repeats} repeats"
+
+    def _log_probs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        num_samples = torch.tensor([len(waveform) for waveform in inputs], device=self._device)
+        padded = pad_sequence(list(inputs), batch_first=True).to(self._device)  # (B, S)
+        with self._autocast():
+            logits = self.model.logits(padded, num_samples)
+        return logits.float().log_softmax(-1), self.model.num_frames(num_samples)
+
+
+class Seq2SeqTask(_PrecisionMixin):
+    """Next-token prediction with whisper on log-mels of one common context.
+
+    Args:
+        model: The model; its parameters stay in float32.
+        decoding: ``start_ids``, ``eos_id``, ``suppress_ids``, ``begin_suppress_ids`` and
+            ``max_tokens`` (of the whole sequence, start ids included).
+        precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
+    """
+
+    def __init__(self, model: Whisper, decoding: dict[str, Any], precision: str = "fp32") -> None:
+        self.model = model
+        self.options = DecodingOptions(
+            start_ids=tuple(decoding["start_ids"]),
+            eos_id=decoding["eos_id"],
+            max_tokens=decoding["max_tokens"],
+            suppress_ids=tuple(decoding["suppress_ids"]),
+            begin_suppress_ids=tuple(decoding["begin_suppress_ids"]),
+        )
+        self.precision = precision
+
+    def loss(self, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
+        """Return the cross-entropy summed over target tokens and the end of each sequence."""
+        start, ignored = list(self.options.start_ids), -100
+        sequences = [torch.tensor([*start, *t, self.options.eos_id]) for t in targets]
+        ids = pad_sequence(sequences, batch_first=True, padding_value=ignored)  # (B, L + 1)
+        labels = ids[:, len(start) :].to(self._device)
+        decoder_ids = ids[:, :-1].clamp(min=0).to(self._device)  # any id pads: labels ignore it
+        with self._autocast():
+            log_mel = torch.stack(list(inputs)).to(self._device)
+            logits = self.model.logits(log_mel, decoder_ids)[:, len(start) - 1 :]
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=ignored, reduction="sum"
+        )
+
+    @torch.inference_mode()
+    def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
+        """Return new ids, without start ids and end."""
+        log_mel = torch.stack(list(inputs)).to(self._device)
+        options = DecodingOptions(**{**vars(self.options), "beam_size": beam_size})
+        with self._autocast():
+            return decode(self.model, log_mel, options)
+
+    def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
+        """Say so where the target is longer than the decoder's positions."""
+        needed = len(self.options.start_ids) + len(target) + 1
+        if needed <= self.options.max_tokens:
+            return None
+        return f"{needed} tokens exceed the decoder's {self.options.max_tokens}"
+
+
+def build_task(model: nn.Module, decoding: dict[str, Any], precision: str = "fp32") -> Task:
+    """Build the task of ``model``.
+
+    Args:
+        model: A ``Wav2Vec2`` or ``Whisper``.
+        decoding: The checkpoint's decoding settings.
+        precision: "fp32", "bf16" or "fp16".
+
+    Raises:
+        ValueError: If ``precision`` is unknown, or fp16 is asked for on the CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}")
+    if precision == "fp16" and next(model.parameters()).device.type == "cpu":
+        raise ValueError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
+    if isinstance(model, Wav2Vec2):
+        return CTCTask(model, decoding["blank_id"], precision)
+    assert isinstance(model, Whisper)
+    return Seq2SeqTask(model, decoding, precision)
