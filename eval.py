@@ -318,6 +318,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     report = results(scores, checkpoint, options.split, beam_size, options.merge_sil)
     report_scores(report, scores)
     if options.trn:
+        Path(options.trn).mkdir(parents=True, exist_ok=True)
         utt_ids = [utterance.utt_id for utterance in utterances]
         for name, side in (("ref", scores.references), ("hyp", scores.hypotheses)):
             write_trn(Path(options.trn) / f"{name}.trn", list(zip(utt_ids, side, strict=True)))

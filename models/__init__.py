@@ -51,7 +51,9 @@ PRESETS: dict[str, Preset] = {
     "w2v2-demo": Preset(
         "wav2vec2",
         {
-            "conv_dims": (64,) * 7,
+            "conv_dims": (32, 32, 48, 64, 64, 96, 96),
+            "conv_kernels": (20, 4, 3, 3, 3, 2, 2),
+            "conv_strides": (10, 2, 2, 2, 2, 2, 1),
             "conv_norm": "layer",
             "conv_bias": True,
             "norm_first": True,
@@ -62,7 +64,6 @@ PRESETS: dict[str, Preset] = {
             "positional_kernel": 32,
             "positional_groups": 4,
             "activation_dropout": 0.0,
-            "dropout": 0.1,
             "layer_drop": 0.0,
             "mask_time_prob": 0.0,
             "mask_channel_prob": 0.0,

@@ -30,7 +30,7 @@ RECIPES = {
     "wav2vec2": Recipe(lr=1e-4, head_lr=1e-3, batch_seconds=100.0, epochs=20, hold=0.4),
     "whisper": Recipe(lr=1e-4, head_lr=5e-4, batch_seconds=256.0, epochs=10, hold=0.0),
     "whisper phone": Recipe(lr=2e-4, head_lr=5e-4, batch_seconds=256.0, epochs=10, hold=0.0),
-    "w2v2-demo": Recipe(lr=1e-3, head_lr=1e-3, batch_seconds=30.0, epochs=30, hold=0.4),
+    "w2v2-demo": Recipe(lr=2e-3, head_lr=2e-3, batch_seconds=12.0, epochs=40, hold=0.4),
 }
 
 
