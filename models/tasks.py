@@ -4,6 +4,7 @@ A task takes a list of inputs (waveforms or log-mels, one tensor an utterance) a
 summed loss or the decoded ids, so that train.py and eval.py need not know the architecture.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -59,6 +60,9 @@ class _PrecisionMixin:
 class CTCTask(_PrecisionMixin):
     """Connectionist temporal classification with wav2vec2 on waveforms.
 
+    The model is set to ``padding="independent"``, in training too: what a batch is padded with, and
+    so the batch size, changes no score.
+
     Args:
         model: The model; its parameters stay in float32.
         blank_id: Id of the CTC blank.
@@ -66,6 +70,7 @@ class CTCTask(_PrecisionMixin):
     """
 
     def __init__(self, model: Wav2Vec2, blank_id: int, precision: str = "fp32") -> None:
+        model.config = dataclasses.replace(model.config, padding="independent")
         self.model = model
         self.blank_id = blank_id
         self.precision = precision
