@@ -82,7 +82,7 @@ class CTCTask(_PrecisionMixin):
             log_probs.transpose(0, 1),  # (B, T, V) -> (T, B, V)
             torch.tensor([i for target in targets for i in target], device=self._device),
             num_frames,
-            torch.tensor([len(target) for target in targets], device=self._device),
+            torch.tensor([len(target) for target in targets]),  # lengths stay on the CPU: no waiting
             blank=self.blank_id,
             reduction="sum",
             zero_infinity=True,
@@ -105,7 +105,7 @@ class CTCTask(_PrecisionMixin):
         return f"{num_frames} frames can't align {len(target)} tokens with {repeats} repeats"
 
     def _log_probs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        num_samples = torch.tensor([len(waveform) for waveform in inputs], device=self._device)
+        num_samples = torch.tensor([len(waveform) for waveform in inputs])
         padded = pad_sequence(list(inputs), batch_first=True).to(self._device)  # (B, S)
         with self._autocast():
             logits = self.model.logits(padded, num_samples)
