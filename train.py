@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,12 @@ from pruning.mask_file import load_masks_for, save_masks, weights_hash
 from pruning.schedules import SCHEDULES, Reprune, Schedule, Snapshot, build_schedule
 from pruning.scope import select_parameters
 
+MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "weights_hash")
+
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of the command line; each field is a flag.
-
-    What has no default in the recipe's five fields (lr, head_lr, batch_seconds, epochs, hold) is
-    looked up by model and target in models/recipes.py.
-    """
+    """Options of the command line, a flag each; a recipe's fields default to models/recipes.py."""
 
     model: str = option("architecture", choices=tuple(MODEL_NAMES))
     sparsity: float = option("fraction in [0, 1) of the in-scope weights to drop", 0.0)
@@ -242,9 +240,8 @@ def save(run: Run, name: str, snapshot: Snapshot) -> None:
 def save_run_masks(run: Run, snapshot: Snapshot) -> None:
     """Write the masks of the model in best.pt to masks.pt."""
     about = run.checkpoint.run
-    metadata = {k: about[k] for k in ("model", "scope", "sparsity", "target", "method", "seed")}
-    metadata |= {"source_run": run.out.name, "weights_hash": about["weights_hash"]}
-    metadata |= {"step": run.step}
+    metadata = {k: about[k] for k in MASK_METADATA}
+    metadata |= {"source_run": run.out.name, "step": run.step}
     save_masks(run.out / "masks.pt", snapshot.masks, metadata)
 
 
@@ -268,10 +265,7 @@ def build_run(options: TrainOptions, out: Path, last: Path | None) -> Run:
     device = resolve_device(options.device)
     precision = resolve_precision(options.precision, device)
     root = resolve_data(options.data)
-    train, dev = load_timit(root, "train"), load_timit(root, "dev")
-    for split, utterances in (("train", train), ("dev", dev)):
-        for warning in check_counts(split, utterances):
-            tqdm.write(f"train.py: warning: {warning}", file=sys.stderr)
+    train, dev = load_splits(root)
     checkpoint = load_checkpoint(last) if last else initial_checkpoint(options, root, train)
     about, frontend, training = checkpoint.run, checkpoint.frontend, checkpoint.training
     if last and training is None:
@@ -307,7 +301,6 @@ def build_run(options: TrainOptions, out: Path, last: Path | None) -> Run:
         scale_loss=precision == "fp16",
         patience=options.patience,
     )
-    reading = tqdm(train, "read", disable=None, leave=False)
     run = Run(
         options=options,
         out=out,
@@ -317,7 +310,7 @@ def build_run(options: TrainOptions, out: Path, last: Path | None) -> Run:
         schedule=schedule,
         optimizer=optimizer,
         sampler=sampler,
-        inputs=[model_input(utterance, frontend) for utterance in reading],
+        inputs=[model_input(u, frontend) for u in tqdm(train, "read", disable=None)],
         targets=targets,
         dev=dev,
         log=EventLog(out / "metrics.jsonl", training["step"] if training else 0),
@@ -330,12 +323,17 @@ def build_run(options: TrainOptions, out: Path, last: Path | None) -> Run:
     return run
 
 
+def load_splits(root: str) -> tuple[list[Utterance], list[Utterance]]:
+    """List train and dev; warn where TIMIT's counts are not met."""
+    splits = {split: load_timit(root, split) for split in ("train", "dev")}
+    for warning in (text for pair in splits.items() for text in check_counts(*pair)):
+        tqdm.write(f"train.py: warning: {warning}", file=sys.stderr)
+    return splits["train"], splits["dev"]
+
+
 def recipe_of(options: TrainOptions) -> Recipe:
     """Return the model's recipe with what the command line changes."""
-    given = {
-        name: getattr(options, name)
-        for name in ("lr", "head_lr", "batch_seconds", "epochs", "hold")
-    }
+    given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
     return recipe_for(options.model, options.target, **given)
 
 

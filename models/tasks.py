@@ -82,7 +82,7 @@ class CTCTask(_PrecisionMixin):
             log_probs.transpose(0, 1),  # (B, T, V) -> (T, B, V)
             torch.tensor([i for target in targets for i in target], device=self._device),
             num_frames,
-            torch.tensor([len(target) for target in targets]),  # lengths stay on the CPU: no waiting
+            torch.tensor([len(target) for target in targets]),  # on the CPU: nothing waits
             blank=self.blank_id,
             reduction="sum",
             zero_infinity=True,
