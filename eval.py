@@ -344,10 +344,12 @@ def report_scores(report: dict[str, Any], scores: Scores, worst: int = 5) -> Non
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     try:
-        evaluate(parse_options(EvalOptions, argv, __doc__ or ""))
+        evaluate(parse_options(EvalOptions, argv, (__doc__ or "").split("\n")[0]))
     except ValueError as error:
         print(f"eval.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -50,7 +50,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.convert import find_weights, load_weights
 from models.initial import fit_architecture, random_checkpoint, set_vocabulary, target_tokenizer
 from models.optim import Optimizer
-from models.recipes import Recipe, recipe_for
+from models.recipes import Recipe, defaults_of, recipe_for
 from models.tasks import PRECISIONS, Task, build_task
 from pruning.mask_file import load_masks_for, save_masks, weights_hash
 from pruning.schedules import SCHEDULES, Reprune, Schedule, Snapshot, build_schedule
@@ -73,11 +73,7 @@ class TrainOptions:
         "without it the whole transformer",
         None,
     )
-    granularity: str = option(
-        "rank all weights together, or each tensor's on its own",
-        "global",
-        choices=("global", "layerwise"),
-    )
+    granularity: str = option("what is ranked together", "global", ("global", "layerwise"))
     prune_every: int = option("optimizer steps between re-prunes", 50, positive=True)
     init_mask: str | None = option("mask file of another run to begin with", None)
     data: str | None = option("TIMIT root, or demo; without it $TIMIT_ROOT, then data/TIMIT", None)
@@ -90,14 +86,14 @@ class TrainOptions:
     phones: int = option("phone set to train on; scores are on 39", 39, choices=tuple(PHONE_SETS))
     subword_vocab: int = option("vocabulary size of --target subword", 300, positive=True)
     steps: int | None = option("optimizer steps, in place of --epochs", None, positive=True)
-    epochs: float | None = option("passes over the training set", None, positive=True)
-    lr: float | None = option("peak learning rate", None, positive=True)
-    head_lr: float | None = option("peak learning rate of a new head", None, positive=True)
+    epochs: float | None = option(f"passes over train; {defaults_of('epochs')}", None, None, True)
+    lr: float | None = option(f"peak learning rate; {defaults_of('lr')}", None, None, True)
+    head_lr: float | None = option(f"of a new head; {defaults_of('head_lr')}", None, None, True)
     batch_seconds: float | None = option(
-        "seconds of audio in a batch, padding included", None, positive=True
+        f"audio in a batch, padding included; {defaults_of('batch_seconds')}", None, None, True
     )
     warmup: float = option("share of the steps in which the learning rate rises", 0.1)
-    hold: float | None = option("share of the steps at the peak", None)
+    hold: float | None = option(f"share of the steps at the peak; {defaults_of('hold')}", None)
     grad_accum: int = option("batches summed into one optimizer step", 1, positive=True)
     clip: float = option("largest gradient norm", 1.0, positive=True)
     weight_decay: float = option("AdamW's weight decay", 0.0)
@@ -251,7 +247,13 @@ def restore(run: Run, training: dict[str, Any]) -> None:
         for name, adjusted in training["adjusted"].items():
             run.params[name].copy_(adjusted)
     run.optimizer.load_state_dict(training["optimizer"])
-    run.schedule.load_state_dict(training["schedule"])
+    device = next(iter(run.params.values())).device
+    run.schedule.load_state_dict(
+        {
+            kind: {name: mask.to(device) for name, mask in masks.items()}
+            for kind, masks in training["schedule"].items()
+        }
+    )
     run.sampler.load_state_dict(training["sampler"])
     torch.set_rng_state(training["rng"].cpu())
     if training["cuda_rng"] is not None and torch.cuda.is_available():
@@ -487,10 +489,12 @@ def final_report(run: Run) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     try:
-        return train(parse_options(TrainOptions, argv, __doc__ or ""))
+        return train(parse_options(TrainOptions, argv, (__doc__ or "").split("\n")[0]))
     except ValueError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the loop, which catches signals itself
+        return 130
 
 
 if __name__ == "__main__":

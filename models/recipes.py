@@ -25,7 +25,7 @@ class Recipe:
 
 
 # By model, else by family and target, else by family. wav2vec2: the rate and the phases of the
-# authors' recipes, and a batch of about 32 TIMIT utterances. whisper: 8 utterances of 8 s and a rate
+# authors' recipes and about 32 TIMIT utterances. whisper: 8 utterances of 8 s, and a rate
 # to match, so that an hour of speech makes enough steps for PARP to re-prune every 50 and recover:
 # with 32 at 1e-4 its last re-prunes came so late that the error rose from 0.273 to 0.294.
 RECIPES = {
@@ -42,3 +42,8 @@ def recipe_for(model_name: str, target: str, **given: float | None) -> Recipe:
     names = (model_name, f"{family} {target}", family)
     recipe = next(RECIPES[name] for name in names if name in RECIPES)
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+
+def defaults_of(field: str) -> str:
+    """Say what a field is in every recipe, for the command line's help."""
+    return ", ".join(f"{name} {getattr(recipe, field):g}" for name, recipe in RECIPES.items())
