@@ -247,13 +247,7 @@ def restore(run: Run, training: dict[str, Any]) -> None:
         for name, adjusted in training["adjusted"].items():
             run.params[name].copy_(adjusted)
     run.optimizer.load_state_dict(training["optimizer"])
-    device = next(iter(run.params.values())).device
-    run.schedule.load_state_dict(
-        {
-            kind: {name: mask.to(device) for name, mask in masks.items()}
-            for kind, masks in training["schedule"].items()
-        }
-    )
+    run.schedule.load_state_dict(training["schedule"], run.params)
     run.sampler.load_state_dict(training["sampler"])
     torch.set_rng_state(training["rng"].cpu())
     if training["cuda_rng"] is not None and torch.cuda.is_available():

@@ -139,9 +139,12 @@ class Schedule:
         """Return what resuming needs: the first masks and the present ones."""
         return {"first_masks": self.first_masks, "masks": self.masks}
 
-    def load_state_dict(self, state: Mapping[str, Masks]) -> None:
-        """Take up the state that ``state_dict`` returned."""
-        self.first_masks, self.masks = dict(state["first_masks"]), dict(state["masks"])
+    def load_state_dict(self, state: Mapping[str, Masks], params: Params) -> None:
+        """Take up the state that ``state_dict`` returned, on the devices of ``params``."""
+        self.first_masks, self.masks = (
+            {name: mask.to(params[name].device) for name, mask in state[kind].items()}
+            for kind in ("first_masks", "masks")
+        )
 
 
 class Dense(Schedule):

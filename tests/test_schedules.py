@@ -181,7 +181,7 @@ def test_schedule_state_round_trip_restores_masks(method: str) -> None:
     _set(params, 0.1, 0.2, 3.0, 4.0)
     schedule.after_step(params, 1)
     other = build_schedule(method, 0.5, prune_every=1)
-    other.load_state_dict(schedule.state_dict())
+    other.load_state_dict(schedule.state_dict(), params)
     assert other.masks.keys() == schedule.masks.keys()
     for mine, theirs in ((other.masks, schedule.masks), (other.first_masks, schedule.first_masks)):
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
