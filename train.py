@@ -33,7 +33,7 @@ from data.run_folder import (
     write_json,
 )
 from data.targets import target_text
-from data.timit import Utterance, check_counts, load_timit
+from data.timit import Utterance, check_counts, load_timit, write_manifest
 from eval import (
     Scores,
     model_input,
@@ -142,6 +142,7 @@ class Run:
 
 def fit(run: Run) -> bool:
     """Train to the last step: the loop. Return False where it was interrupted, its state saved."""
+    run.checkpoint.model.train()
     bar = tqdm(total=run.steps, initial=run.step, desc="train", disable=None)
     with interrupts() as interrupted, bar:
         while run.step < run.steps:
@@ -315,7 +316,7 @@ def build_run(options: TrainOptions, out: Path, last: Path | None) -> Run:
     )
     if training is not None:
         restore(run, training)
-    model.train()
+    write_manifest([*train, *dev], out / "manifest.tsv")
     return run
 
 

@@ -25,9 +25,8 @@ class Recipe:
 
 
 # By model, else by family and target, else by family. wav2vec2: the rate and the phases of the
-# authors' recipes and about 32 TIMIT utterances. whisper: 8 utterances of 8 s, and a rate
-# to match, so that an hour of speech makes enough steps for PARP to re-prune every 50 and recover:
-# with 32 at 1e-4 its last re-prunes came so late that the error rose from 0.273 to 0.294.
+# authors' recipes and about 32 TIMIT utterances. whisper: 8 utterances of 8 s, the batch and rate
+# at which both dense and PARP fine-tuning did best among those tried (docs/results.md).
 RECIPES = {
     "wav2vec2": Recipe(lr=1e-4, head_lr=1e-3, batch_seconds=100.0, epochs=20, hold=0.4),
     "whisper": Recipe(lr=5e-5, head_lr=5e-4, batch_seconds=64.0, epochs=10, hold=0.0),
