@@ -38,7 +38,7 @@ from data.timit import SPLITS, Utterance, check_counts, load_timit
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.tasks import PRECISIONS, Task, build_task
 from models.tokenizers import Tokenizer
-from pruning.masks import count_zeros
+from pruning.masks import measured_sparsity
 from pruning.scope import select_parameters
 
 DEMO_FOLDER = Path(__file__).parent / "data" / "demo"
@@ -205,12 +205,10 @@ def sparsity_report(checkpoint: Checkpoint) -> dict[str, float]:
     parameters = dict(checkpoint.model.named_parameters())
     pattern = checkpoint.run.get("scope_pattern")
     scope = select_parameters(parameters, pattern) if pattern else parameters
-    zeros, total = count_zeros(scope)
-    all_zeros, all_total = count_zeros(parameters)
     return {
         "target": checkpoint.run.get("sparsity", 0.0),
-        "in_scope": zeros / total,
-        "whole_model": all_zeros / all_total,
+        "in_scope": measured_sparsity(scope),
+        "whole_model": measured_sparsity(parameters),
     }
 
 

@@ -1,11 +1,8 @@
-"""Group utterances of similar length into batches, and pad them."""
+"""Group utterances of similar length into batches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 LENGTH_JITTER = 0.03  # enough for epochs to batch differently, too little for much padding
 
@@ -104,21 +101,3 @@ class BatchSampler:
                 "resume with the data and the batch seconds of the interrupted run"
             )
         self.epoch, self.position, self._batches = state["epoch"], state["position"], batches
-
-
-def pad_stack(tensors: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack 1-D tensors of any lengths, zeros after the shorter ones.
-
-    Returns:
-        The stack, (B, longest) of their dtype, and the lengths, (B,) int64.
-
-    Raises:
-        ValueError: If there are no tensors, or one is not 1-D.
-    """
-    tensors = list(tensors)
-    if not tensors or any(tensor.dim() != 1 for tensor in tensors):
-        raise ValueError(
-            f"cannot stack shapes {[tuple(t.shape) for t in tensors]}: give 1-D tensors"
-        )
-    lengths = torch.tensor([len(tensor) for tensor in tensors])
-    return pad_sequence(tensors, batch_first=True), lengths

@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batching import BatchSampler, pad_stack
+from data.batching import BatchSampler
 
 length_lists = st.lists(st.floats(0.1, 20), min_size=1, max_size=60)
 budgets = st.floats(0.5, 60)
@@ -110,22 +109,3 @@ def test_batch_sampler_without_positive_values_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         BatchSampler(lengths, budget)
-
-
-def test_pad_stack_puts_zeros_after_the_shorter() -> None:
-    padded, lengths = pad_stack([torch.tensor([1, 2]), torch.tensor([3, 4, 5]), torch.tensor([6])])
-    assert padded.tolist() == [[1, 2, 0], [3, 4, 5], [6, 0, 0]]
-    assert lengths.tolist() == [2, 3, 1]
-    assert lengths.dtype == torch.int64
-
-
-def test_pad_stack_keeps_the_dtype_and_takes_empty_tensors() -> None:
-    padded, lengths = pad_stack([torch.zeros(0, dtype=torch.float64), torch.ones(2).double()])
-    assert padded.dtype == torch.float64
-    assert lengths.tolist() == [0, 2]
-
-
-@pytest.mark.parametrize("tensors", [[], [torch.ones(2, 2)]])
-def test_pad_stack_of_no_rows_is_refused(tensors: list) -> None:
-    with pytest.raises(ValueError, match="give 1-D tensors"):
-        pad_stack(tensors)
