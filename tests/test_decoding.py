@@ -8,26 +8,14 @@ from torch import Tensor, nn
 
 from models import decoding
 from models.decoding import DecodingOptions, decode
-from models.whisper import Whisper, WhisperConfig
-from tests.whisper_hf import hf_model, ours_from
+from models.whisper import Whisper
+from tests.whisper_hf import SMALL, hf_model, ours_from
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 
 # Ids above no-timestamps are timestamps to HF, so it comes last.
-CONFIG = WhisperConfig(
-    num_mels=8,
-    audio_positions=20,
-    text_positions=24,
-    d_model=24,
-    encoder_layers=2,
-    decoder_layers=2,
-    encoder_heads=2,
-    decoder_heads=3,
-    encoder_ffn_dim=40,
-    decoder_ffn_dim=56,
-    vocab_size=24,
-)
+CONFIG = replace(SMALL, text_positions=24, vocab_size=24)
 LANGUAGE, TASK, EOS, START, NO_TIMESTAMPS = 19, 20, 21, 22, 23
 OPTIONS = DecodingOptions(start_ids=(START, NO_TIMESTAMPS), eos_id=EOS, max_tokens=20)
 

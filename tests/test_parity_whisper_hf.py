@@ -6,23 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from models.whisper import Whisper, WhisperConfig
-from tests.whisper_hf import hf_model, native_name, ours_from
+from tests.whisper_hf import SMALL, hf_model, native_name, ours_from
 
 pytest.importorskip("transformers")
-
-SMALL = WhisperConfig(
-    num_mels=8,
-    audio_positions=20,
-    text_positions=16,
-    d_model=24,
-    encoder_layers=2,
-    decoder_layers=2,
-    encoder_heads=2,
-    decoder_heads=3,
-    encoder_ffn_dim=40,
-    decoder_ffn_dim=56,
-    vocab_size=50,
-)
 
 Pair = tuple[nn.Module, Whisper]
 

@@ -6,6 +6,20 @@ from torch import nn
 
 from models.whisper import Whisper, WhisperConfig
 
+SMALL = WhisperConfig(
+    num_mels=8,
+    audio_positions=20,
+    text_positions=16,
+    d_model=24,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_heads=2,
+    decoder_heads=3,
+    encoder_ffn_dim=40,
+    decoder_ffn_dim=56,
+    vocab_size=50,
+)
+
 _RENAMES = [
     (r"^model\.", ""),
     (r"^proj_out\.", "decoder.token_embedding."),
