@@ -7,6 +7,7 @@ The checkpoint carries the model, its tokenizer and its frontend, so nothing abo
 asked for here. An utterance's hypothesis does not depend on the utterances it is batched with.
 """
 
+import json
 import math
 import os
 import sys
@@ -27,6 +28,7 @@ from data.metrics import (
     ErrorRate,
     bootstrap_interval,
     error_rate,
+    operations,
     worst_utterances,
     write_trn,
 )
@@ -323,6 +325,22 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     if options.json:
         write_json(Path(options.json), report)
     return report
+
+
+def write_alignments(path: Path, scores: Scores) -> None:
+    """Write a JSON line for each utterance: speaker, both token lists and how they align."""
+    with path.open("w", encoding="utf-8") as file:
+        for utterance, reference, hypothesis in zip(
+            scores.utterances, scores.references, scores.hypotheses, strict=True
+        ):
+            line = {
+                "utt_id": utterance.utt_id,
+                "speaker": utterance.speaker,
+                "reference": reference,
+                "hypothesis": hypothesis,
+                "operations": operations(reference, hypothesis),
+            }
+            file.write(json.dumps(line) + "\n")
 
 
 def report_scores(report: dict[str, Any], scores: Scores, worst: int = 5) -> None:

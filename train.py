@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,13 @@ from data.run_folder import (
     EventLog,
     describe_environment,
     interrupts,
+    locate_run,
     open_run_folder,
+    read_json,
     write_json,
 )
-from data.targets import target_text
+from data.subsets import select_subset
+from data.targets import keep_usable, target_text
 from data.timit import Utterance, check_counts, load_timit, write_manifest
 from eval import (
     Scores,
@@ -44,39 +46,38 @@ from eval import (
     results,
     score,
     summary,
+    write_alignments,
 )
 from models import MODEL_NAMES, PRESETS, PRUNE_SCOPES
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.convert import find_weights, load_weights
-from models.initial import fit_architecture, random_checkpoint, set_vocabulary, target_tokenizer
-from models.optim import Optimizer
-from models.recipes import Recipe, defaults_of, recipe_for
-from models.tasks import PRECISIONS, Task, build_task
+from models.initial import fit_architecture, fit_target, random_checkpoint, set_masking
+from models.optim import Optimizer, build_optimizer, random_state, set_random_state
+from models.recipes import FitOptions, recipe_of
+from models.tasks import Task, build_task
+from pruning.analysis import describe_tensors, size_in_bytes
+from pruning.interface import PruneOptions, Reprune, Schedule, Snapshot, restore_weights
 from pruning.mask_file import load_masks_for, save_masks, weights_hash
-from pruning.schedules import SCHEDULES, Reprune, Schedule, Snapshot, build_schedule
-from pruning.scope import select_parameters
+from pruning.schedules import SCHEDULES, build_schedule
+from pruning.scope import select_parameters, without_biases
+from pruning.stages import Stage, finished_stage, load_stage, save_stage
 
+STATEFUL = ("optimizer", "schedule", "sampler")
 MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "weights_hash")
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """Options of the command line, a flag each; a recipe's fields default to models/recipes.py."""
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(FitOptions, PruneOptions):
+    """Options of the command line, a flag each: these, those of the recipe and of the pruning."""
 
     model: str = option("architecture", choices=tuple(MODEL_NAMES))
-    sparsity: float = option("fraction in [0, 1) of the in-scope weights to drop", 0.0)
     method: str | None = option(
         "when to prune; without it parp, or dense at sparsity 0", None, choices=tuple(SCHEDULES)
     )
-    scope: str | None = option(
-        "prunable parameters: encoder (w2v2); encoder_decoder, encoder, decoder (whisper); "
-        "without it the whole transformer",
-        None,
-    )
-    granularity: str = option("what is ranked together", "global", ("global", "layerwise"))
-    prune_every: int = option("optimizer steps between re-prunes", 50, positive=True)
-    init_mask: str | None = option("mask file of another run to begin with", None)
     data: str | None = option("TIMIT root, or demo; without it $TIMIT_ROOT, then data/TIMIT", None)
+    subset: str | None = option(
+        "part of train: sex=f, dialect=1+2, minutes=10, or several joined by commas", None
+    )
     init: str = option(
         "initial weights: a checkpoint, a folder that models.convert reads, random, or auto "
         "(local weights folder, then the model hub; random for demo models)",
@@ -85,28 +86,7 @@ class TrainOptions:
     target: str = option("what to recognise", "phone", choices=("phone", "char", "text", "subword"))
     phones: int = option("phone set to train on; scores are on 39", 39, choices=tuple(PHONE_SETS))
     subword_vocab: int = option("vocabulary size of --target subword", 300, positive=True)
-    steps: int | None = option("optimizer steps, in place of --epochs", None, positive=True)
-    epochs: float | None = option(f"passes over train; {defaults_of('epochs')}", None, None, True)
-    lr: float | None = option(f"peak learning rate; {defaults_of('lr')}", None, None, True)
-    head_lr: float | None = option(f"of a new head; {defaults_of('head_lr')}", None, None, True)
-    batch_seconds: float | None = option(
-        f"audio in a batch, padding included; {defaults_of('batch_seconds')}", None, None, True
-    )
-    warmup: float = option("share of the steps in which the learning rate rises", 0.1)
-    hold: float | None = option(f"share of the steps at the peak; {defaults_of('hold')}", None)
-    grad_accum: int = option("batches summed into one optimizer step", 1, positive=True)
-    clip: float = option("largest gradient norm", 1.0, positive=True)
-    weight_decay: float = option("AdamW's weight decay", 0.0)
-    freeze: str | None = option(
-        "parameters that stay as they are; without it the feature encoder of pre-trained wav2vec2",
-        None,
-        choices=("none", "feature_encoder"),
-    )
-    precision: str | None = option(
-        "inside the model; without it bf16 on CUDA, fp32 on the CPU", None, tuple(PRECISIONS)
-    )
     device: str = option("auto, cpu, cuda or cuda:N", "auto")
-    seed: int = option("seed of weights, data order, dropout and masking", 0)
     out: str | None = option("run folder; without it runs/<time>-<model>-...", None)
     resume: str | None = option("a last.pt to go on from, or auto: the one in --out, if any", None)
     audio_ctx: str = option(
@@ -114,12 +94,11 @@ class TrainOptions:
     )
     eval_every: int | None = option("steps between dev scores, else an epoch", None, positive=True)
     log_every: int = option("steps between train events", 10, positive=True)
-    patience: int = option("non-finite steps in a row before the run stops", 10, positive=True)
 
 
 @dataclass
 class Run:
-    """Everything that the loop touches."""
+    """Everything that the loop touches; ``steps`` and what follows it are the present stage's."""
 
     options: TrainOptions
     out: Path
@@ -133,8 +112,8 @@ class Run:
     targets: list[list[int]]
     dev: list[Utterance]
     log: EventLog
-    steps: int
     eval_every: int
+    steps: int = 0
     step: int = 0
     best: float = math.inf
     seconds: float = 0.0
@@ -143,7 +122,7 @@ class Run:
 def fit(run: Run) -> bool:
     """Train to the last step: the loop. Return False where it was interrupted, its state saved."""
     run.checkpoint.model.train()
-    bar = tqdm(total=run.steps, initial=run.step, desc="train", disable=None)
+    bar = tqdm(total=run.steps, initial=run.step, desc=stage_name(run), disable=None)
     with interrupts() as interrupted, bar:
         while run.step < run.steps:
             started = time.perf_counter()
@@ -152,10 +131,14 @@ def fit(run: Run) -> bool:
             reprune = run.schedule.after_step(run.params, run.step)
             if run.step == run.steps:
                 reprune = run.schedule.finish(run.params, run.step) or reprune
+            if reprune and run.options.zero_moments:
+                run.optimizer.zero_moments(run.params, run.schedule.masks)
             run.seconds += time.perf_counter() - started
 
             log_step(run, loss, grad_norm, reprune)
             bar.update()
+            if run.step == run.options.rewind_step and run.schedule.rewinds:
+                save(run, "rewind.pt", Snapshot({}, {}))
             if run.step % run.eval_every == 0 or run.step == run.steps:
                 score_and_save(run)
             if interrupted and run.step < run.steps:
@@ -163,6 +146,49 @@ def fit(run: Run) -> bool:
                     save(run, "last.pt", snapshot)
                 return False
     return True
+
+
+def fit_stages(run: Run) -> bool:
+    """Fit once for each stage of the method, most have one. Return False where interrupted."""
+    while True:
+        name = stage_name(run)
+        is_last = name == run.schedule.stages[-1]
+        stage = None if is_last else finished_stage(run.out, name, asdict(run.options))
+        if stage is None:
+            if not fit(run):
+                return False
+            best = dict(load_checkpoint(run.out / "best.pt").model.named_parameters())
+            stage = Stage({name: best[name] for name in run.params}, run.step, run.seconds)
+            save_stage(run.out, name, stage)
+        if is_last:
+            return True
+        begin_stage(run, run.schedule.stage + 1, stage.weights)
+
+
+def stage_name(run: Run) -> str:
+    """Return the name of the stage under way."""
+    return run.schedule.stages[run.schedule.stage]
+
+
+def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None) -> None:
+    """Put the initial weights, or those to rewind to, back and prune as ``stage`` begins."""
+    options, about, model = run.options, run.checkpoint.run, run.checkpoint.model
+    initial = load_checkpoint(run.out / "initial.pt")
+    assert initial.training is not None
+    if stage and options.rewind_step:
+        model.load_state_dict(load_checkpoint(run.out / "rewind.pt").model.state_dict())
+    else:
+        model.load_state_dict(initial.model.state_dict())
+    set_random_state(initial.training)
+    path, model_scope = options.init_mask, (about["model"], about["scope"])
+    masks = load_masks_for(path, run.params, *model_scope) if path and stage == 0 else None
+    if previous is not None:
+        previous = {name: previous[name].to(param.device) for name, param in run.params.items()}
+    run.steps = run.schedule.stage_steps(stage, about["steps"])
+    run.schedule.start(run.params, run.steps, stage, previous, masks)
+    run.optimizer = build_optimizer(model, options, about, run.steps)
+    run.sampler.load_state_dict({"epoch": 0, "position": 0})
+    run.step, run.best, run.seconds = 0, math.inf, 0.0
 
 
 def optimizer_step(run: Run) -> tuple[float, float]:
@@ -179,13 +205,13 @@ def optimizer_step(run: Run) -> tuple[float, float]:
 
 def log_step(run: Run, loss: float, grad_norm: float, reprune: Reprune | None) -> None:
     """Write the events of the step just taken."""
+    at = (run.schedule.stage, run.step)
     if reprune is not None:
-        run.log.write("reprune", run.step, **asdict(reprune))
+        run.log.write("reprune", *at, asdict(reprune))
     if run.step % run.options.log_every == 0 or run.step == run.steps:
         values = {"loss": loss, "lr": run.optimizer.lr, "grad_norm": grad_norm}
-        run.log.write(
-            "train", run.step, **values, skipped=run.optimizer.skipped, seconds=run.seconds
-        )
+        values |= {"skipped": run.optimizer.skipped, "seconds": run.seconds}
+        run.log.write("train", *at, values)
 
 
 def score_and_save(run: Run) -> None:
@@ -199,7 +225,8 @@ def score_and_save(run: Run) -> None:
             save_run_masks(run, snapshot)
         save(run, "last.pt", snapshot)
     rates = {name: rate.rate for name, rate in scores.rates.items()}
-    run.log.write("dev", run.step, best=run.best, wall_seconds=scores.wall_seconds, **rates)
+    at = (run.schedule.stage, run.step)
+    run.log.write("dev", *at, {"best": run.best, "wall_seconds": scores.wall_seconds} | rates)
     shown = ", ".join(f"{name.upper()} {rate:.4f}" for name, rate in rates.items())
     tqdm.write(f"step {run.step}/{run.steps}: dev {shown}{' (best)' if improved else ''}")
 
@@ -213,20 +240,11 @@ def score_run(run: Run, utterances: Sequence[Utterance]) -> Scores:
 
 def save(run: Run, name: str, snapshot: Snapshot) -> None:
     """Write the model, re-pruned, to ``name``; last.pt also holds what resuming needs."""
-    training = None
+    training: dict[str, Any] | None = None
     if name == "last.pt":
-        cuda = next(run.checkpoint.model.parameters()).is_cuda
-        training = {
-            "step": run.step,
-            "best": run.best,
-            "seconds": run.seconds,
-            "adjusted": snapshot.adjusted,
-            "optimizer": run.optimizer.state_dict(),
-            "schedule": run.schedule.state_dict(),
-            "sampler": run.sampler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
-        }
+        training = {key: getattr(run, key) for key in ("steps", "step", "best", "seconds")}
+        training |= {part: getattr(run, part).state_dict() for part in STATEFUL}
+        training |= {"adjusted": snapshot.adjusted, **random_state()}
     metadata = run.checkpoint.run | {"step": run.step}
     save_checkpoint(
         run.out / name,
@@ -244,25 +262,23 @@ def save_run_masks(run: Run, snapshot: Snapshot) -> None:
 
 def restore(run: Run, training: dict[str, Any]) -> None:
     """Take up the state of last.pt, whose model ``run`` was built from."""
-    with torch.no_grad():
-        for name, adjusted in training["adjusted"].items():
-            run.params[name].copy_(adjusted)
-    run.optimizer.load_state_dict(training["optimizer"])
+    restore_weights(run.params, training["adjusted"])
     run.schedule.load_state_dict(training["schedule"], run.params)
     run.sampler.load_state_dict(training["sampler"])
-    torch.set_rng_state(training["rng"].cpu())
-    if training["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(training["cuda_rng"].cpu())
-    run.step, run.best, run.seconds = training["step"], training["best"], training["seconds"]
+    for key in ("steps", "step", "best", "seconds"):
+        setattr(run, key, training[key])
+    about = run.checkpoint.run
+    run.optimizer = build_optimizer(run.checkpoint.model, run.options, about, run.steps)
+    run.optimizer.load_state_dict(training["optimizer"])
+    set_random_state(training)
 
 
 def build_run(options: TrainOptions, out: Path, last: Path | None) -> Run:
     """Read the corpus and the weights and put together what the loop needs."""
     torch.manual_seed(options.seed)
     device = resolve_device(options.device)
-    precision = resolve_precision(options.precision, device)
     root = resolve_data(options.data)
-    train, dev = load_splits(root)
+    train, dev = load_splits(root, options.subset)
     checkpoint = load_checkpoint(last) if last else initial_checkpoint(options, root, train)
     about, frontend, training = checkpoint.run, checkpoint.frontend, checkpoint.training
     if last and training is None:
@@ -271,67 +287,49 @@ def build_run(options: TrainOptions, out: Path, last: Path | None) -> Run:
     model = checkpoint.model.to(device)
     if about["freeze"] == "feature_encoder":
         model.feature_encoder.requires_grad_(False)
+    precision = resolve_precision(options.precision, device)
     task = build_task(model, checkpoint.decoding, precision)
-    train, targets = usable(train, checkpoint, task, options)
-    recipe = recipe_of(options)
+    assert checkpoint.tokenizer is not None
+    texts = [target_text(utterance, options.target, options.phones) for utterance in train]
+    encoded = [checkpoint.tokenizer.encode(text) for text in texts]
+    train, targets = keep_usable(train, encoded, task.why_unusable)
+    recipe = recipe_of(options.model, options.target, options)
     lengths = [padded_seconds(utterance, frontend) for utterance in train]
     sampler = BatchSampler(lengths, recipe.batch_seconds, seed=options.seed)
     steps_per_epoch = math.ceil(sampler.count_batches(1) / options.grad_accum)
     about["steps"] = options.steps or math.ceil(recipe.epochs * steps_per_epoch)
-    params = select_parameters(dict(model.named_parameters()), about["scope_pattern"])
-    schedule = build_schedule(
-        about["method"], about["sparsity"], options.granularity, options.prune_every
-    )
-    if training is None:
-        path, model_scope = options.init_mask, (about["model"], about["scope"])
-        schedule.start(params, load_masks_for(path, params, *model_scope) if path else None)
-    optimizer = Optimizer(
-        model,
-        recipe.lr,
-        recipe.head_lr,
-        about["new_head"],
-        steps=about["steps"],
-        warmup=options.warmup,
-        hold=recipe.hold,
-        clip=options.clip,
-        weight_decay=options.weight_decay,
-        scale_loss=precision == "fp16",
-        patience=options.patience,
-    )
+    write_manifest([*train, *dev], out / "manifest.tsv")
+    at = (training["schedule"]["stage"], training["step"]) if training else (0, 0)
     run = Run(
         options=options,
         out=out,
         checkpoint=checkpoint,
         task=task,
-        params=params,
-        schedule=schedule,
-        optimizer=optimizer,
+        params=select_parameters(dict(model.named_parameters()), about["scope_pattern"]),
+        schedule=build_schedule(about["method"], options),
+        optimizer=build_optimizer(model, options, about, about["steps"]),
         sampler=sampler,
         inputs=[model_input(u, frontend) for u in tqdm(train, "read", disable=None)],
         targets=targets,
         dev=dev,
-        log=EventLog(out / "metrics.jsonl", training["step"] if training else 0),
-        steps=about["steps"],
+        log=EventLog(out / "metrics.jsonl", *at),
         eval_every=options.eval_every or steps_per_epoch,
     )
-    if training is not None:
+    if training is None:
+        save_checkpoint(out / "initial.pt", replace(checkpoint, training=random_state()))
+        begin_stage(run, 0)
+    else:
         restore(run, training)
-    write_manifest([*train, *dev], out / "manifest.tsv")
     return run
 
 
-def load_splits(root: str) -> tuple[list[Utterance], list[Utterance]]:
-    """List train and dev; warn where TIMIT's counts are not met."""
+def load_splits(root: str, subset: str | None) -> tuple[list[Utterance], list[Utterance]]:
+    """List train, or a subset of it, and dev; warn where TIMIT's counts are not met."""
     splits = {split: load_timit(root, split) for split in ("train", "dev")}
     for warning in (text for pair in splits.items() for text in check_counts(*pair)):
         tqdm.write(f"train.py: warning: {warning}", file=sys.stderr)
-    return splits["train"], splits["dev"]
-
-
-def recipe_of(options: TrainOptions) -> Recipe:
-    """Return the model's recipe with what the command line changes."""
-    given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    return recipe_for(options.model, options.target, **given)
+    train = splits["train"]
+    return select_subset(train, subset) if subset else train, splits["dev"]
 
 
 def initial_checkpoint(options: TrainOptions, root: str, train: Sequence[Utterance]) -> Checkpoint:
@@ -351,24 +349,24 @@ def initial_checkpoint(options: TrainOptions, root: str, train: Sequence[Utteran
             options.audio_ctx, max(utterance.seconds for utterance in every)
         )
     texts = [target_text(utterance, options.target, options.phones) for utterance in train]
-    tokenizer = target_tokenizer(
-        options.target, checkpoint, texts, PHONE_SETS[options.phones], options.subword_vocab
-    )
-    longest = max(len(tokenizer.encode(text)) for text in texts)
-    new_head = set_vocabulary(checkpoint, tokenizer, max_tokens=2 * longest + 8)
+    symbols = PHONE_SETS[options.phones]
+    new_head = fit_target(checkpoint, options.target, texts, symbols, options.subword_vocab)
+    set_masking(checkpoint.model, options.mask_time, options.mask_channel)
     scopes = PRUNE_SCOPES[preset.family]
     scope = options.scope or next(iter(scopes))
     if scope not in scopes:
         raise ValueError(f"--scope {scope} is not for {options.model}: give {' or '.join(scopes)}")
-    method = options.method or ("parp" if options.sparsity else "dense")
+    method = method_of(options)
+    biases = options.pattern == "unstructured" if options.biases is None else options.biases
     pretrained_cnn = preset.family == "wav2vec2" and source != "random"
     checkpoint.masks, checkpoint.training = {}, None
     checkpoint.run = {
         **{k: getattr(options, k) for k in ("model", "target", "phones", "seed", "data")},
         "method": method,
         "sparsity": 0.0 if method == "dense" else options.sparsity,
+        "biases": biases,
         "scope": scope,
-        "scope_pattern": scopes[scope],
+        "scope_pattern": scopes[scope] if biases else without_biases(scopes[scope]),
         "init": source,
         "freeze": options.freeze or ("feature_encoder" if pretrained_cnn else "none"),
         "new_head": new_head,
@@ -377,28 +375,9 @@ def initial_checkpoint(options: TrainOptions, root: str, train: Sequence[Utteran
     return checkpoint
 
 
-def usable(
-    train: list[Utterance], checkpoint: Checkpoint, task: Task, options: TrainOptions
-) -> tuple[list[Utterance], list[list[int]]]:
-    """Return the utterances that can be trained on with their target ids; name the others.
-
-    Raises:
-        ValueError: If none can.
-    """
-    assert checkpoint.tokenizer is not None
-    texts = [target_text(utterance, options.target, options.phones) for utterance in train]
-    targets = [checkpoint.tokenizer.encode(text) for text in texts]
-    reasons = [task.why_unusable(u.num_samples, t) for u, t in zip(train, targets, strict=True)]
-    for utterance, reason in zip(train, reasons, strict=True):
-        if reason:
-            tqdm.write(f"train.py: left out {utterance.utt_id}: {reason}", file=sys.stderr)
-    kept = [i for i, reason in enumerate(reasons) if reason is None]
-    if not kept:
-        raise ValueError(
-            f"none of the {len(train)} training utterances can be used, the first because "
-            f"{reasons[0]}: check the corpus, or give a --target with fewer tokens"
-        )
-    return [train[i] for i in kept], [targets[i] for i in kept]
+def method_of(options: TrainOptions) -> str:
+    """Return the method asked for, by default parp, or dense at sparsity 0."""
+    return options.method or ("parp" if options.sparsity else "dense")
 
 
 def check_options(options: TrainOptions) -> None:
@@ -408,12 +387,11 @@ def check_options(options: TrainOptions) -> None:
         ValueError: If options are out of range or do not go together, or corpus or weights are
             missing; then the message names both.
     """
-    build_schedule(options.method or "dense", options.sparsity, prune_every=options.prune_every)
-    if options.steps and options.epochs:
-        raise ValueError("--steps and --epochs exclude each other: give one of them")
-    hold = recipe_of(options).hold
-    if min(options.warmup, hold) < 0 or options.warmup + hold >= 1:
-        raise ValueError("--warmup and --hold are shares of the run: together less than 1")
+    schedule = build_schedule(method_of(options), options)
+    if options.init_mask and not schedule.takes_masks:
+        able = ", ".join(name for name, cls in SCHEDULES.items() if cls.takes_masks)
+        raise ValueError(f"--init-mask is not for {method_of(options)}: use it with {able}")
+    recipe_of(options.model, options.target, options)
     if options.resume == "auto" and options.out is None:
         raise ValueError("--resume auto needs --out, the folder of the run to go on with")
     problems = []
@@ -433,33 +411,32 @@ def check_options(options: TrainOptions) -> None:
 def train(options: TrainOptions) -> int:
     """Run what ``options`` ask for; return the exit status."""
     check_options(options)
-    method = options.method or "parp"
-    name = f"{options.model}-{options.target}-{method}-{options.sparsity:g}-seed{options.seed}"
-    out = Path(options.out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}")
-    last: Path | None = None
-    if options.resume == "auto":
-        last = out / "last.pt" if (out / "last.pt").is_file() else None
-    elif options.resume:
-        last = Path(options.resume)
-        out = Path(options.out or last.parent)
-    chosen = {k: v for k, v in asdict(options).items() if k not in ("resume", "out", "device")}
-    open_run_folder(out, chosen, resuming=last is not None)
+    seed = f"seed{options.seed}"
+    name = f"{options.model}-{options.target}-{method_of(options)}-{options.sparsity:g}-{seed}"
+    out, last = locate_run(options.out, options.resume, name)
+    hidden = ("resume", "out", "device", "reuse")
+    chosen = {k: v for k, v in asdict(options).items() if k not in hidden}
+    chosen["method"] = method_of(options)
+    open_run_folder(out, chosen, resuming=options.resume is not None)
+    if (out / "results.json").is_file():
+        print(summary(read_json(out / "results.json")))
+        print(f"the run in {out} is finished: there is nothing to go on with")
+        return 0
+    config = {
+        "options": chosen,
+        "recipe": asdict(recipe_of(options.model, options.target, options)),
+    }
+    config |= describe_environment(str(resolve_device(options.device)))
+    write_json(out / "config.json", config)
     run = build_run(options, out, last)
-    device = next(run.checkpoint.model.parameters()).device
-    write_json(
-        out / "config.json",
-        {
-            "options": chosen,
-            "recipe": asdict(recipe_of(options)),
-            "run": run.checkpoint.run,
-            **describe_environment(str(device)),
-        },
-    )
-    if not fit(run):
-        tqdm.write(f"interrupted at step {run.step}; go on with --resume {out / 'last.pt'}")
+    write_json(out / "config.json", config | {"run": run.checkpoint.run})
+    if not fit_stages(run):
+        go_on = f"--resume {out / 'last.pt'}"
+        tqdm.write(f"interrupted at step {run.step} of stage {stage_name(run)}; go on with {go_on}")
         return 130
     report = final_report(run)
     write_json(out / "results.json", report)
+    (out / "initial.pt").unlink(missing_ok=True)
     print(summary(report["dev"]))
     print(summary(report))
     print(report["protocol"])
@@ -468,17 +445,33 @@ def train(options: TrainOptions) -> int:
 
 
 def final_report(run: Run) -> dict[str, Any]:
-    """Score best.pt on dev and test."""
+    """Score best.pt on dev and test, and describe what became of the weights."""
     device = next(run.checkpoint.model.parameters()).device
     best = load_checkpoint(run.out / "best.pt", device=device)
     run.task.model = run.checkpoint.model = best.model
-    root = resolve_data(run.options.data)
-    reports = [
-        results(score_run(run, utterances), best, split)
-        for split, utterances in (("test", load_timit(root, "test")), ("dev", run.dev))
-    ]
-    training = {"training_seconds": run.seconds, "skipped_steps": run.optimizer.skipped}
-    return reports[0] | {"dev": reports[1], "best_step": best.run["step"]} | training
+    test = score_run(run, load_timit(resolve_data(run.options.data), "test"))
+    write_alignments(run.out / "test.jsonl", test)
+    pattern = best.run["scope_pattern"]
+    params = select_parameters(dict(best.model.named_parameters()), pattern)
+    initial = load_checkpoint(run.out / "initial.pt").model
+    before = select_parameters(dict(initial.named_parameters()), pattern)
+    stages = [load_stage(run.out, name) for name in run.schedule.stages[:-1]]
+    options = asdict(run.options)
+    return results(test, best, "test") | {
+        "dev": results(score_run(run, run.dev), best, "dev"),
+        "best_step": best.run["step"],
+        "skipped_steps": run.optimizer.skipped,
+        "pruning": {field.name: options[field.name] for field in fields(PruneOptions)}
+        | {key: best.run[key] for key in ("scope", "biases")}
+        | {key: options[key] for key in ("init_mask", "zero_moments")},
+        "cost": {
+            "fine_tuning_runs": len(run.schedule.stages),
+            "steps": run.step + sum(stage.steps for stage in stages),
+            "training_seconds": run.seconds + sum(stage.seconds for stage in stages),
+        },
+        "tensors": describe_tensors(params, before),
+        "bytes": size_in_bytes(dict(best.model.state_dict()), best.masks),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

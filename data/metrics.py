@@ -13,6 +13,7 @@ import numpy as np
 Tokens = Sequence[Hashable]
 Operation = Literal["hit", "substitution", "deletion", "insertion"]
 
+_LETTERS = {"hit": "=", "substitution": "S", "deletion": "D", "insertion": "I"}
 ROWS_TOGETHER = 256  # utterances aligned at once; of similar length, so that little is padding
 
 
@@ -239,6 +240,11 @@ def worst_utterances(
     edits, tokens = errors.utterance_edits, errors.utterance_tokens
     order = np.argsort(-edits, kind="stable")[:count]
     return [(utt_ids[row], int(edits[row]), int(tokens[row])) for row in order if edits[row]]
+
+
+def operations(reference: Tokens, hypothesis: Tokens) -> str:
+    """Return the alignment of :func:`align` as a letter a step: ``=``, ``S``, ``D`` or ``I``."""
+    return "".join(_LETTERS[step[0]] for step in align(reference, hypothesis))
 
 
 def write_trn(

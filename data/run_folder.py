@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,25 +24,62 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object that a run left.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read {path} ({error}): give the folder of a finished run"
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object: give the folder of a finished run")
+    return content
+
+
+def locate_run(out: str | None, resume: str | None, name: str) -> tuple[Path, Path | None]:
+    """Return the run folder and, where a run is to go on, its last.pt.
+
+    Args:
+        out: The folder asked for; without it one under runs/ with the time and ``name``.
+        resume: None, ``auto`` (the last.pt in ``out``, if there is one), or a last.pt.
+        name: What the run is.
+    """
+    folder = Path(out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}")
+    if resume == "auto":
+        return folder, folder / "last.pt" if (folder / "last.pt").is_file() else None
+    if resume:
+        return Path(out) if out else Path(resume).parent, Path(resume)
+    return folder, None
+
+
 def open_run_folder(out: Path, options: Mapping[str, Any], resuming: bool) -> None:
     """Make sure that ``out`` can take a run with ``options``, without changing what is in it.
 
     Args:
         out: The run folder, new, or empty, or the run's own when ``resuming``.
         options: Every option of the run, JSON-able.
-        resuming: Whether the run in ``out`` is to go on.
+        resuming: Whether the folder may hold this very run, to go on with or to begin anew.
 
     Raises:
         ValueError: If ``out`` holds another run, or the options differ from those that it was
             begun with.
     """
     config = out / "config.json"
-    if not resuming:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(
-                f"{out} is not empty: give another --out, or --resume auto to go on with its run"
-            )
+    if not out.exists():
         return
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file: give another --out")
+    if not any(not path.name.startswith(".") for path in out.iterdir()):
+        return
+    if not resuming:
+        raise ValueError(
+            f"{out} is not empty: give another --out, or --resume auto to go on with its run"
+        )
     if not config.is_file():
         raise ValueError(f"{out} has no config.json, so it holds no run: give the run's own folder")
     before = json.loads(config.read_text(encoding="utf-8"))["options"]
@@ -84,24 +122,28 @@ def interrupts() -> Iterator[list[int]]:
 
 
 class EventLog:
-    """A JSON-lines file of events, each with its kind and its optimizer step.
+    """A JSON-lines file of events, each with its kind, its stage and its optimizer step in that.
 
     Args:
-        path: The file; events after ``step`` that an interrupted run left are dropped.
-        step: The step that the run goes on from.
+        path: The file; events after the point that the run goes on from, which an interrupted run
+            left, are dropped.
+        stage: The stage that the run goes on in.
+        step: The step of that stage.
     """
 
-    def __init__(self, path: Path, step: int = 0) -> None:
+    def __init__(self, path: Path, stage: int = 0, step: int = 0) -> None:
         self._path = path
         kept = []
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                event = json.loads(line) if line.endswith("\n") else None
+                if event and (event["stage"], event["step"]) <= (stage, step):
                     kept.append(line)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(kept), encoding="utf-8")
 
-    def write(self, event: str, step: int, **values: Any) -> None:
+    def write(self, event: str, stage: int, step: int, values: Mapping[str, Any]) -> None:
         """Append one event."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            line = {"event": event, "stage": stage, "step": step, **values}
+            file.write(json.dumps(line) + "\n")

@@ -1,5 +1,10 @@
 """What a model is to write for an utterance, and the tokens that scoring compares."""
 
+import sys
+from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
+
 from data.metrics import normalize_text
 from data.phones import fold_phones, merge_silence
 from data.timit import Utterance
@@ -31,6 +36,35 @@ def reference_tokens(utterance: Utterance, is_phone: bool, merge_sil: bool = Fal
 def hypothesis_tokens(text: str, is_phone: bool, merge_sil: bool = False) -> list[str]:
     """Return the phones, folded to 39, or the words of decoded text."""
     return _scored(text.split(), merge_sil) if is_phone else normalize_text(text).split()
+
+
+def keep_usable(
+    utterances: Sequence[Utterance],
+    targets: Sequence[list[int]],
+    why_unusable: Callable[[int, Sequence[int]], str | None],
+) -> tuple[list[Utterance], list[list[int]]]:
+    """Return the utterances that can be trained on with their targets; name the others on stderr.
+
+    Args:
+        utterances: Of the training split.
+        targets: Token ids of each.
+        why_unusable: Says for samples and target ids why they can't be trained on, or None.
+
+    Raises:
+        ValueError: If none can.
+    """
+    pairs = list(zip(utterances, targets, strict=True))
+    reasons = [why_unusable(utterance.num_samples, target) for utterance, target in pairs]
+    for utterance, reason in zip(utterances, reasons, strict=True):
+        if reason:
+            tqdm.write(f"left out {utterance.utt_id}: {reason}", file=sys.stderr)
+    kept = [pair for pair, reason in zip(pairs, reasons, strict=True) if reason is None]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(pairs)} training utterances can be used, the first because "
+            f"{reasons[0]}: check the corpus, or give a --target with fewer tokens"
+        )
+    return [utterance for utterance, _ in kept], [target for _, target in kept]
 
 
 def _scored(phones: list[str], merge_sil: bool) -> list[str]:

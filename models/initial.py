@@ -1,5 +1,6 @@
 """The model that a run begins with: where its weights come from and what its head stands for."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import PRESETS, build_model
+from models import PRESETS, SpeechModel, build_model
 from models.checkpoint import Checkpoint
 from models.tokenizers import Tokenizer
 from models.tokenizers.subword import SubwordTokenizer
@@ -90,6 +91,19 @@ def target_tokenizer(
     return build(target, symbols if target == "phone" else sorted(set("".join(texts))))
 
 
+def fit_target(
+    checkpoint: Checkpoint, target: str, texts: Sequence[str], symbols: Sequence[str], size: int
+) -> list[str]:
+    """Make ``checkpoint`` ready for a target, in place; return the names of a new head.
+
+    Arguments and errors are those of :func:`target_tokenizer`. Decoding may take twice the tokens
+    of the longest training transcript.
+    """
+    tokenizer = target_tokenizer(target, checkpoint, texts, symbols, size)
+    longest = max(len(tokenizer.encode(text)) for text in texts)
+    return set_vocabulary(checkpoint, tokenizer, max_tokens=2 * longest + 8)
+
+
 def set_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
     """Make ``tokenizer`` the one that the model's outputs stand for, in place.
 
@@ -125,6 +139,26 @@ def set_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, max_tokens: int
         checkpoint.decoding["max_tokens"] = min(max_tokens, model.config.text_positions)
     checkpoint.tokenizer = tokenizer
     return [name for name in HEADS if is_new and name in model.state_dict()]
+
+
+def set_masking(model: SpeechModel, time: float | None, channel: float | None) -> None:
+    """Set the shares of frames and channels that wav2vec2 masks in training, where given.
+
+    Raises:
+        ValueError: If a share is out of range or the model masks nothing.
+    """
+    if time is None and channel is None:
+        return
+    if not isinstance(model, Wav2Vec2):
+        raise ValueError(
+            f"{model.family} masks nothing in training: leave out --mask-time and --mask-channel"
+        )
+    config = model.config
+    model.config = dataclasses.replace(
+        config,
+        mask_time_prob=config.mask_time_prob if time is None else time,
+        mask_channel_prob=config.mask_channel_prob if channel is None else channel,
+    )
 
 
 def _new_embedding(model: Whisper, old: Tokenizer | None, new: Tokenizer) -> Tensor:

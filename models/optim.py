@@ -1,11 +1,13 @@
 """The optimizer of a run: AdamW, learning rate, loss scaling, clipping and non-finite steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from models.recipes import FitOptions, recipe_of
 
 
 class Optimizer:
@@ -103,6 +105,15 @@ class Optimizer:
             )
         return grad_norm
 
+    @torch.no_grad()
+    def zero_moments(self, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+        """Forget Adam's moments of the weights that ``masks`` drop, by name of ``params``."""
+        for name, mask in masks.items():
+            state = self._adam.state.get(params[name], {})
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if moment in state:
+                    state[moment].mul_(mask)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs."""
         return {
@@ -136,3 +147,43 @@ def learning_rate_factor(step: int, steps: int, warmup: float, hold: float) -> f
     if progress < warmup + hold:
         return 1.0
     return float(0.05 ** ((progress - warmup - hold) / (1.0 - warmup - hold)))
+
+
+def build_optimizer(
+    model: nn.Module, options: FitOptions, about: Mapping[str, Any], steps: int
+) -> Optimizer:
+    """Return a fresh optimizer for so many steps.
+
+    Args:
+        model: As for :class:`Optimizer`.
+        options: What decides the recipe.
+        about: ``model`` and ``target`` of the run, and ``new_head``, names of a new head.
+        steps: Optimizer steps.
+    """
+    recipe = recipe_of(about["model"], about["target"], options)
+    return Optimizer(
+        model,
+        recipe.lr,
+        recipe.head_lr,
+        about["new_head"],
+        steps=steps,
+        warmup=options.warmup,
+        hold=recipe.hold,
+        clip=options.clip,
+        weight_decay=options.weight_decay,
+        scale_loss=options.precision == "fp16",
+        patience=options.patience,
+    )
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of torch's global generators."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Set the states that :func:`random_state` returned."""
+    torch.set_rng_state(state["rng"].cpu())
+    if state["cuda_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"].cpu())

@@ -1,8 +1,10 @@
 """How each model is fine-tuned where the command line does not say."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from models import PRESETS
+from models.tasks import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,58 @@ RECIPES = {
 }
 
 
-def recipe_for(model_name: str, target: str, **given: float | None) -> Recipe:
-    """Return the recipe of a model and target, with the fields in ``given`` that are not None."""
-    family = PRESETS[model_name].family
-    names = (model_name, f"{family} {target}", family)
-    recipe = next(RECIPES[name] for name in names if name in RECIPES)
-    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
-
-
 def defaults_of(field: str) -> str:
     """Say what a field is in every recipe, for the command line's help."""
     return ", ".join(f"{name} {getattr(recipe, field):g}" for name, recipe in RECIPES.items())
+
+
+def _option(help: str, default: Any, choices: Any = None, positive: bool = False) -> Any:
+    """Describe a field that train.py makes a flag of."""
+    return field(default=default, metadata={"help": help, "choices": choices, "positive": positive})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How a model is fine-tuned; every field is a flag of train.py, a recipe's default to it."""
+
+    steps: int | None = _option("optimizer steps, in place of --epochs", None, positive=True)
+    epochs: float | None = _option(f"passes over train; {defaults_of('epochs')}", None, None, True)
+    lr: float | None = _option(f"peak learning rate; {defaults_of('lr')}", None, None, True)
+    head_lr: float | None = _option(f"of a new head; {defaults_of('head_lr')}", None, None, True)
+    batch_seconds: float | None = _option(
+        f"audio in a batch, padding included; {defaults_of('batch_seconds')}", None, None, True
+    )
+    warmup: float = _option("share of the steps in which the learning rate rises", 0.1)
+    hold: float | None = _option(f"share of the steps at the peak; {defaults_of('hold')}", None)
+    grad_accum: int = _option("batches summed into one optimizer step", 1, positive=True)
+    clip: float = _option("largest gradient norm", 1.0, positive=True)
+    weight_decay: float = _option("AdamW's weight decay", 0.0)
+    mask_time: float | None = _option("wav2vec2: share of frames masked in training", None)
+    mask_channel: float | None = _option("wav2vec2: share of channels masked in training", None)
+    freeze: str | None = _option(
+        "parameters that stay as they are; without it the feature encoder of pre-trained wav2vec2",
+        None,
+        choices=("none", "feature_encoder"),
+    )
+    precision: str | None = _option(
+        "inside the model; without it bf16 on CUDA, fp32 on the CPU", None, tuple(PRECISIONS)
+    )
+    patience: int = _option("non-finite steps in a row before the run stops", 10, positive=True)
+
+
+def recipe_of(model_name: str, target: str, options: FitOptions) -> Recipe:
+    """Return the recipe of a model and target, with what ``options`` change.
+
+    Raises:
+        ValueError: If options exclude each other or are out of range.
+    """
+    if options.steps and options.epochs:
+        raise ValueError("--steps and --epochs exclude each other: give one of them")
+    family = PRESETS[model_name].family
+    names = (model_name, f"{family} {target}", family)
+    recipe = next(RECIPES[name] for name in names if name in RECIPES)
+    given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    if min(options.warmup, recipe.hold) < 0 or options.warmup + recipe.hold >= 1:
+        raise ValueError("--warmup and --hold are shares of the run: together less than 1")
+    return recipe

@@ -5,6 +5,8 @@ integer, grows with the float, so histograms of 16 bits at a time (two for float
 exact magnitude at which to cut. Beside the masks this needs a few chunks of memory.
 """
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -16,7 +18,10 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size i
 
 
 def magnitude_masks(
-    params: Mapping[str, Tensor], sparsity: float, granularity: str = "global"
+    params: Mapping[str, Tensor],
+    sparsity: float,
+    granularity: str = "global",
+    pattern: str = "unstructured",
 ) -> dict[str, Tensor]:
     """Drop the weights of smallest magnitude and keep the rest.
 
@@ -30,13 +35,16 @@ def magnitude_masks(
         params: Floating tensors of any shape by name, all on one device.
         sparsity: Fraction to drop, in [0, 1); not a percentage.
         granularity: "global" ranks all weights together, "layerwise" each tensor on its own.
+        pattern: "unstructured", or "N:M", which keeps the N largest of every M neighbours along
+            the last dimension, whatever the granularity; its sparsity is 1 - N/M.
 
     Returns:
         A bool tensor for each name, of the shape and on the device of its parameter; True = kept.
 
     Raises:
-        ValueError: If ``sparsity`` is outside [0, 1), the granularity is unknown, there is nothing
-            to rank, or a tensor is not floating or holds a NaN.
+        ValueError: If ``sparsity`` is outside [0, 1), the granularity or the pattern is unknown,
+            the pattern has another sparsity or does not fit a shape, there is nothing to rank, or
+            a tensor is not floating or holds a NaN.
 
     Source:
         The ranking of ``torch.nn.utils.prune.global_unstructured`` with ``L1Unstructured``, whose
@@ -57,13 +65,86 @@ def magnitude_masks(
             raise ValueError(f"{name} is {weight.dtype}: only floating tensors can be pruned")
         if weight.numel() and weight.detach().max().isnan():  # max hands a NaN on
             raise ValueError(f"{name} holds a NaN, which has no rank: training has diverged")
+    if pattern != "unstructured" and sparsity:
+        num_kept, group = check_pattern(pattern, sparsity)
+        return {name: _keep_in_groups(params[name], num_kept, group, name) for name in params}
     names = sorted(params)
-    groups = [names] if granularity == "global" else [[name] for name in names]
+    together = [names] if granularity == "global" else [[name] for name in names]
     masks: dict[str, Tensor] = {}
-    for group in groups:
-        kept = _keep_largest([params[name] for name in group], sparsity)
-        masks.update(zip(group, kept, strict=True))
+    for ranked in together:
+        kept = _keep_largest([params[name] for name in ranked], sparsity)
+        masks.update(zip(ranked, kept, strict=True))
     return {name: masks[name] for name in params}
+
+
+def check_pattern(pattern: str, sparsity: float) -> tuple[int, int]:
+    """Return N and M of the pattern "N:M", or (0, 0) for "unstructured".
+
+    Raises:
+        ValueError: If it is neither, or its sparsity is not ``sparsity``.
+    """
+    if pattern == "unstructured":
+        return 0, 0
+    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", pattern)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ValueError(f"pattern {pattern!r} is unknown: give unstructured, or N:M such as 2:4")
+    kept, group = int(match[1]), int(match[2])
+    if not math.isclose(sparsity, 1 - kept / group, abs_tol=1e-9):
+        raise ValueError(
+            f"pattern {pattern} drops {1 - kept / group:g} of the weights, not {sparsity:g}: "
+            "give that sparsity"
+        )
+    return kept, group
+
+
+def _keep_in_groups(weight: Tensor, num_kept: int, group: int, name: str) -> Tensor:
+    """Return the mask of the ``num_kept`` largest of every ``group`` along the last dimension."""
+    if weight.dim() == 0 or weight.shape[-1] % group:
+        raise ValueError(
+            f"{name} of shape {tuple(weight.shape)} has no whole groups of {group}: leave it out "
+            "of the scope, or use another pattern"
+        )
+    mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    rows = mask.view(-1, group)
+    groups = weight.detach().reshape(-1, group)
+    step = max(1, CHUNK // group)
+    for start in range(0, len(rows), step):
+        order = groups[start : start + step].abs().argsort(dim=1, stable=True)
+        rows[start : start + step].scatter_(1, order[:, : group - num_kept], False)
+    return mask
+
+
+def random_masks(
+    params: Mapping[str, Tensor],
+    sparsity: float,
+    granularity: str = "global",
+    pattern: str = "unstructured",
+    seed: int = 0,
+    biases_first: bool = False,
+) -> dict[str, Tensor]:
+    """Drop weights at random, in the number and the groups of :func:`magnitude_masks`.
+
+    The masks depend on the seed, the names and the shapes, not on the values or the device.
+
+    Args:
+        params: Floating tensors by name.
+        sparsity: Fraction to drop, in [0, 1).
+        granularity: "global" or "layerwise".
+        pattern: "unstructured" or "N:M".
+        seed: Of the generator that the scores are drawn from.
+        biases_first: Drop one-dimensional tensors before any other weight.
+
+    Raises:
+        ValueError: As :func:`magnitude_masks`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scores = {}
+    for name in sorted(params):
+        score = torch.rand(params[name].shape, generator=generator)
+        is_bias = biases_first and params[name].dim() == 1
+        scores[name] = torch.zeros_like(score) if is_bias else score
+    masks = magnitude_masks(scores, sparsity, granularity, pattern)
+    return {name: masks[name].to(params[name].device) for name in params}
 
 
 def _keep_largest(weights: list[Tensor], sparsity: float) -> list[Tensor]:

@@ -1,156 +1,41 @@
 """When weights are pruned: one small class a method, called by the loop between optimizer steps.
 
-The loop in train.py knows just this:
-
-    schedule.start(params)               # prune for the first time
-    for step in 1, 2, ..., last:
-        ...                              # forward, backward, optimizer step
-        schedule.after_step(params, step)
-        with schedule.pruned(params):    # score or save: re-pruned inside, untouched afterwards
-            ...
-    schedule.finish(params, last)        # the weights become what is reported
-
-A method that needs several fine-tuning runs asks for more ``num_stages``: before each the loop
-puts the initial weights back and calls ``start`` with the stage and the best weights of the stage
-before. To add a method: one class here, one line in ``SCHEDULES``.
+What the loop calls, and what ``stages`` are, is in pruning/interface.py. To add a method: one class
+here and one line in ``SCHEDULES``; docs/method.md has a worked example.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from pruning.interface import (
+    Masks,
+    Params,
+    PruneOptions,
+    Reprune,
+    Schedule,
+    Snapshot,
+    restore_weights,
+)
 from pruning.masks import (
     apply_masks,
     largest_dropped,
-    magnitude_masks,
     mask_changes,
     mask_iou,
+    measured_sparsity,
+    random_masks,
 )
 
-Params = Mapping[str, Tensor]
-Masks = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Reprune:
-    """What one re-prune did.
-
-    Attributes:
-        threshold: Magnitude of the largest weight that was dropped.
-        revived: Weights dropped by the mask before and kept by the new one.
-        newly_pruned: Weights kept by the mask before and dropped by the new one.
-        iou_first: Intersection over union of the kept sets of the first mask and the new one.
-    """
-
-    threshold: float
-    revived: int
-    newly_pruned: int
-    iou_first: float
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The model as it would be reported now.
-
-    Attributes:
-        masks: Masks of the re-pruned weights; empty for a dense model.
-        adjusted: The weights in training by name, where re-pruning changed them; else empty.
-    """
-
-    masks: Masks
-    adjusted: Masks
-
-
-class Schedule:
-    """The interface that the loop calls; by itself one magnitude mask, applied once.
-
-    ``params`` are always the in-scope parameters by native name; they are changed in place and
-    never replaced, so the optimizer's state carries on across re-prunes.
-
-    Args:
-        sparsity: Fraction of the in-scope weights to drop, in [0, 1).
-        granularity: "global" or "layerwise" ranking.
-        prune_every: Optimizer steps between re-prunes, for methods that re-prune.
-
-    Attributes:
-        num_stages: Fine-tuning runs that the method needs.
-        first_masks: Masks that the stage began with.
-        masks: Masks of the latest prune.
-
-    Raises:
-        ValueError: If ``sparsity`` is outside [0, 1) or ``prune_every`` is not positive.
-    """
-
-    num_stages = 1
-
-    def __init__(self, sparsity: float, granularity: str = "global", prune_every: int = 50) -> None:
-        if not 0.0 <= sparsity < 1.0:
-            raise ValueError(
-                f"sparsity {sparsity:g} is out of range: give a fraction in [0, 1), "
-                "0.6 for 60 percent"
-            )
-        if prune_every < 1:
-            raise ValueError(f"prune_every {prune_every} is not positive: give optimizer steps")
-        self.sparsity = sparsity
-        self.granularity = granularity
-        self.prune_every = prune_every
-        self.first_masks: Masks = {}
-        self.masks: Masks = {}
-
-    def initial_masks(self, params: Params, stage: int, previous: Params | None) -> Masks:
-        """Choose the masks to begin ``stage`` with.
-
-        Args:
-            params: In-scope parameters at their initial weights.
-            stage: Which fine-tuning run of the method this is, from 0.
-            previous: Best weights of the stage before; None in stage 0.
-        """
-        return magnitude_masks(params, self.sparsity, self.granularity)
-
-    def start(
-        self,
-        params: Params,
-        transferred: Masks | None = None,
-        stage: int = 0,
-        previous: Params | None = None,
-    ) -> None:
-        """Zero what the initial masks drop, or what ``transferred`` masks from elsewhere drop."""
-        self.first_masks = transferred or self.initial_masks(params, stage, previous)
-        self.masks = self.first_masks
-        apply_masks(params, self.masks)
-
-    def after_step(self, params: Params, step: int) -> Reprune | None:
-        """Do what the method does after optimizer step number ``step`` (from 1)."""
-        return None
-
-    @contextmanager
-    def pruned(self, params: Params) -> Iterator[Snapshot]:
-        """Make ``params`` the model that would be reported now; undo it at the end."""
-        yield Snapshot(self.masks, adjusted={})
-
-    def finish(self, params: Params, step: int) -> Reprune | None:
-        """Make ``params`` the final model after the last step, number ``step``."""
-        return None
-
-    def state_dict(self) -> dict[str, Masks]:
-        """Return what resuming needs: the first masks and the present ones."""
-        return {"first_masks": self.first_masks, "masks": self.masks}
-
-    def load_state_dict(self, state: Mapping[str, Masks], params: Params) -> None:
-        """Take up the state that ``state_dict`` returned, on the devices of ``params``."""
-        self.first_masks, self.masks = (
-            {name: mask.to(params[name].device) for name, mask in state[kind].items()}
-            for kind in ("first_masks", "masks")
-        )
+IMP_STEP = 0.1  # share of the original weights that a round of iterative pruning removes
 
 
 class Dense(Schedule):
     """Fine-tune without pruning."""
 
-    def initial_masks(self, params: Params, stage: int, previous: Params | None) -> Masks:
+    stages = ("dense",)
+    takes_masks = False
+    rewinds = True
+
+    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Return no masks."""
         return {}
 
@@ -164,10 +49,109 @@ class MagnitudePruning(Schedule):
         after each step, which stops weight decay and momentum from moving them too.
     """
 
+    def start(
+        self,
+        params: Params,
+        num_steps: int,
+        stage: int = 0,
+        previous: Params | None = None,
+        transferred: Masks | None = None,
+    ) -> None:
+        """Begin a stage; masks from elsewhere have to be of the target sparsity.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        if transferred is not None:
+            dropped = measured_sparsity(transferred)
+            total = sum(mask.numel() for mask in transferred.values())
+            if round(dropped * total) != round(self.options.sparsity * total):
+                raise ValueError(
+                    f"the masks to begin with drop {dropped:.4f} of the weights, which this method "
+                    f"never changes, and the sparsity asked for is {self.options.sparsity:g}: "
+                    "give the same"
+                )
+        super().start(params, num_steps, stage, previous, transferred)
+
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Set the dropped weights back to zero."""
         apply_masks(params, self.masks)
         return None
+
+
+class RandomPruning(MagnitudePruning):
+    """RP: one mask drawn at random, enforced after every step.
+
+    Source:
+        Lai et al. 2021, the RP baseline. The authors rank the magnitudes of a freshly initialised
+        network, whose biases are all zero and so are dropped first; that is ``random_mask="init"``.
+    """
+
+    takes_masks = False
+
+    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
+        """Draw the masks from the seed."""
+        options = self.options
+        return random_masks(
+            params,
+            options.sparsity,
+            options.granularity,
+            options.pattern,
+            seed=options.seed,
+            biases_first=options.random_mask == "init",
+        )
+
+
+class OneShotPruning(MagnitudePruning):
+    """OMP: fine-tune densely, rank the result, rewind, fine-tune again under that mask.
+
+    Source:
+        Lai et al. 2021, the OMP baseline. The mask is that of the best dense checkpoint on dev.
+    """
+
+    stages = ("dense", "final")
+    takes_masks = False
+    rewinds = True
+
+    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
+        """Return no masks for the dense stage, then those of its best weights."""
+        return self.rank(previous) if previous is not None else {}
+
+
+class IterativePruning(MagnitudePruning):
+    """IMP: rounds of fine-tuning, each removing 10 % of the original weights, then a full run.
+
+    Round 1 is dense; round k trains under the mask of round k - 1. After every round the weights
+    are ranked, those pruned before being the smallest, and rewound. The last round prunes to the
+    target exactly.
+
+    Source:
+        Lai et al. 2021, the IMP baseline; the authors' train_with_imp.py. Theirs prunes the last
+        weights of a round, this the best ones on dev.
+    """
+
+    takes_masks = False
+    rewinds = True
+
+    def __init__(self, options: PruneOptions) -> None:
+        """Take ``options``; raise ValueError for a pattern, which has one sparsity only."""
+        super().__init__(options)
+        _refuse_pattern(options, "imp")
+        rounds = 0
+        while _chain_sparsity(rounds) < options.sparsity:
+            rounds += 1
+        self.stages = (*(f"round-{k}" for k in range(1, rounds + 1)), "final")
+
+    def stage_steps(self, stage: int, full_steps: int) -> int:
+        """Return ``round_steps`` for a round."""
+        is_final = stage == len(self.stages) - 1
+        return full_steps if is_final else self.options.round_steps or full_steps
+
+    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
+        """Return no masks for round 1, then those of the round before, 10 % sparser each."""
+        if previous is None:
+            return {}
+        return self.rank(previous, min(_chain_sparsity(self.stage), self.options.sparsity))
 
 
 class PARP(Schedule):
@@ -185,52 +169,174 @@ class PARP(Schedule):
         scores and saves before the re-prune.
     """
 
+    stages: tuple[str, ...] = ("parp",)
+
+    def sparsity_at(self, step: int) -> float:
+        """Return the sparsity to re-prune to after ``step``."""
+        return self.options.sparsity
+
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Re-prune every ``prune_every`` steps; in between leave the weights to the optimizer."""
-        return self._reprune(params) if step % self.prune_every == 0 else None
+        return self._reprune(params, step) if step % self.options.prune_every == 0 else None
 
     @contextmanager
     def pruned(self, params: Params) -> Iterator[Snapshot]:
-        """Re-prune ``params``; at the end put the adjusted weights back bit for bit."""
-        masks = magnitude_masks(params, self.sparsity, self.granularity)
+        """Re-prune ``params`` to the target; at the end put the adjusted weights back exactly."""
+        masks = self.rank(params)
         adjusted = {name: param.detach().clone() for name, param in params.items()}
         apply_masks(params, masks)
         try:
             yield Snapshot(masks, adjusted)
         finally:
-            with torch.no_grad():
-                for name, param in params.items():
-                    param.copy_(adjusted[name])
+            restore_weights(params, adjusted)
 
     def finish(self, params: Params, step: int) -> Reprune | None:
         """Re-prune for good, unless step number ``step`` has just done it."""
-        return self._reprune(params) if step % self.prune_every else None
+        return self._reprune(params, step) if step % self.options.prune_every else None
 
-    def _reprune(self, params: Params) -> Reprune:
-        masks = magnitude_masks(params, self.sparsity, self.granularity)
+    def _reprune(self, params: Params, step: int) -> Reprune:
+        sparsity = self.sparsity_at(step)
+        masks = self.rank(params, sparsity)
         revived, newly_pruned = mask_changes(self.masks, masks)
         event = Reprune(
+            sparsity=sparsity,
             threshold=largest_dropped(params, masks),
             revived=revived,
             newly_pruned=newly_pruned,
             iou_first=mask_iou(self.first_masks, masks),
+            iou_previous=mask_iou(self.masks, masks),
         )
         self.masks = masks
         apply_masks(params, masks)
         return event
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"dense": Dense, "mpi": MagnitudePruning, "parp": PARP}
+class ProgressivePARP(PARP):
+    """PARP-P: PARP whose sparsity rises from a lower one to the target.
+
+    It rises at each re-prune over the first ``grow_until`` of the steps, linearly or cubically
+    (fast at first). Scores and checkpoints are always of the model pruned to the target.
+
+    Source:
+        Lai et al. 2021, PARP-P; the authors' train_with_oneshot_permanent-growing.py. Theirs grows
+        linearly over the whole run and may overshoot by one increment; this is clamped. The cubic
+        rise is that of Zhu and Gupta 2017 (arXiv:1710.01878).
+    """
+
+    stages = ("final",)
+
+    def __init__(self, options: PruneOptions) -> None:
+        """Take ``options``; raise ValueError for a pattern, which has one sparsity only."""
+        super().__init__(options)
+        _refuse_pattern(options, "parp-p")
+
+    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
+        """Rank the initial weights at the lower sparsity."""
+        return self.rank(params, self.sparsity_at(0))
+
+    def sparsity_at(self, step: int) -> float:
+        """Return the sparsity on its way after ``step``."""
+        target, start = self.options.sparsity, self.options.start_sparsity
+        start = target / 2 if start is None else start
+        progress = step / (self.options.grow_until * self.num_steps)
+        if progress >= 1.0:
+            return target
+        risen = progress if self.options.growth == "linear" else 1.0 - (1.0 - progress) ** 3
+        return min(target, start + (target - start) * risen)
+
+    def finish(self, params: Params, step: int) -> Reprune | None:
+        """Re-prune to the target, unless step number ``step`` has just done it."""
+        reached = self.sparsity_at(step) == self.options.sparsity
+        if step % self.options.prune_every == 0 and reached:
+            return None
+        return self._reprune(params, self.num_steps)
 
 
-def build_schedule(
-    method: str, sparsity: float, granularity: str = "global", prune_every: int = 50
-) -> Schedule:
+class PARPMask(PARP):
+    """The mask that PARP found, trained from the initial weights as a static one.
+
+    It tells how much of PARP's result is the mask and how much the weights.
+
+    Source:
+        The authors' finetune_oneshot-pap.sh.
+    """
+
+    stages = ("parp", "final")
+
+    def after_step(self, params: Params, step: int) -> Reprune | None:
+        """Do as PARP in stage 0; then set the dropped weights back to zero."""
+        if self.stage == 0:
+            return super().after_step(params, step)
+        apply_masks(params, self.masks)
+        return None
+
+    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
+        """Rank the initial weights, then PARP's, whose zeros are the smallest."""
+        return self.rank(params if previous is None else previous)
+
+    def finish(self, params: Params, step: int) -> Reprune | None:
+        """Re-prune at the end of stage 0."""
+        return super().finish(params, step) if self.stage == 0 else None
+
+
+class CooldownPARP(PARP):
+    """PARP that re-prunes for the last time before the end and goes on under that mask.
+
+    It tells whether PARP's last adjustments, which the final re-prune cuts off, do harm. Not in the
+    paper.
+    """
+
+    stages = ("final",)
+
+    def after_step(self, params: Params, step: int) -> Reprune | None:
+        """Do as PARP, re-prune when the cool-down begins, then hold the mask."""
+        if step < self._last_free_step:
+            return super().after_step(params, step)
+        if step == self._last_free_step:
+            return self._reprune(params, step)
+        apply_masks(params, self.masks)
+        return None
+
+    def finish(self, params: Params, step: int) -> Reprune | None:
+        """Do nothing: the cool-down has begun with the final mask."""
+        return None
+
+    @property
+    def _last_free_step(self) -> int:
+        return max(1, round((1.0 - self.options.cooldown) * self.num_steps))
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "dense": Dense,
+    "rp": RandomPruning,
+    "mpi": MagnitudePruning,
+    "omp": OneShotPruning,
+    "imp": IterativePruning,
+    "parp": PARP,
+    "parp-p": ProgressivePARP,
+    "parp-mask": PARPMask,
+    "parp-cooldown": CooldownPARP,
+}
+
+
+def build_schedule(method: str, options: PruneOptions) -> Schedule:
     """Build the schedule registered as ``method``.
 
     Raises:
-        ValueError: If no such method is registered, or an option is out of range.
+        ValueError: If no such method is registered, or it cannot follow the options.
     """
     if method not in SCHEDULES:
         raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(SCHEDULES)}")
-    return SCHEDULES[method](sparsity, granularity, prune_every)
+    return SCHEDULES[method](options)
+
+
+def _chain_sparsity(rounds: int) -> float:
+    return round(IMP_STEP * rounds, 9)
+
+
+def _refuse_pattern(options: PruneOptions, method: str) -> None:
+    if options.pattern != "unstructured":
+        raise ValueError(
+            f"pattern {options.pattern} has one sparsity and {method} goes through several: "
+            "use another method, or pattern unstructured"
+        )

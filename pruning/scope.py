@@ -32,3 +32,8 @@ def select_parameters(named_parameters: Mapping[str, Tensor], pattern: str) -> d
             f"names (the first is {first!r}): it has to match a full name"
         )
     return selected
+
+
+def without_biases(pattern: str) -> str:
+    """Return the pattern that matches the same names but for biases."""
+    return rf"(?!.*\bbias$)(?:{pattern})"

@@ -1,0 +1,244 @@
+"""What the training loop asks of a pruning method, and the options that methods take.
+
+The loop in train.py knows just this:
+
+    for stage, name in enumerate(schedule.stages):
+        schedule.start(params, num_steps, stage, ...)   # initial weights in place: prune them
+        for step in 1, 2, ..., num_steps:
+            ...                                         # forward, backward, optimizer step
+            schedule.after_step(params, step)
+            with schedule.pruned(params):               # score or save: the model as reported
+                ...
+        schedule.finish(params, num_steps)              # the weights become what is reported
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.masks import apply_masks, check_pattern, magnitude_masks
+
+Params = Mapping[str, Tensor]
+Masks = dict[str, Tensor]
+
+
+def _option(help: str, default: Any, choices: Any = None, positive: bool = False) -> Any:
+    """Describe a field that train.py makes a flag of."""
+    return field(default=default, metadata={"help": help, "choices": choices, "positive": positive})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """What decides which weights are pruned and when; every field is a flag of train.py.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    sparsity: float = _option("fraction in [0, 1) of the in-scope weights to drop", 0.0)
+    granularity: str = _option("what is ranked together", "global", ("global", "layerwise"))
+    pattern: str = _option(
+        "unstructured, or N:M, which keeps N of every M neighbours in a row", "unstructured"
+    )
+    prune_every: int = _option("optimizer steps between re-prunes", 50, positive=True)
+    start_sparsity: float | None = _option(
+        "parp-p: sparsity to begin with; without it half of --sparsity", None
+    )
+    growth: str = _option("parp-p: how the sparsity rises", "linear", ("linear", "cubic"))
+    grow_until: float = _option("parp-p: share of the steps in which the sparsity rises", 0.75)
+    cooldown: float = _option("parp-cooldown: share of the steps under the final mask", 0.2)
+    random_mask: str = _option(
+        "rp: every weight alike, or the authors' magnitudes of a random initialisation, which "
+        "drop the biases first",
+        "uniform",
+        ("uniform", "init"),
+    )
+    round_steps: int | None = _option(
+        "imp: steps of a round; without it those of a full run", None, positive=True
+    )
+    rewind_step: int = _option(
+        "omp, imp: step of the dense stage to rewind to; 0 is the initial weights", 0
+    )
+    scope: str | None = _option(
+        "prunable parameters: encoder (w2v2); encoder_decoder, encoder, decoder (whisper); "
+        "without it the whole transformer",
+        None,
+    )
+    biases: bool | None = _option(
+        "biases are in the scope; without it they are, but for a pattern N:M", None
+    )
+    zero_moments: bool = _option("forget Adam's moments of weights when they are pruned", False)
+    init_mask: str | None = _option("mask file of another run to begin with", None)
+    reuse: str | None = _option(
+        "run folder whose finished stages are taken over, where they are the same", None
+    )
+    seed: int = _option("seed of weights, data order, dropout, masking and random masks", 0)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0.0 <= self.sparsity < 1.0:
+            raise ValueError(
+                f"sparsity {self.sparsity:g} is out of range: give a fraction in [0, 1), "
+                "0.6 for 60 percent"
+            )
+        if self.prune_every < 1:
+            raise ValueError(
+                f"prune_every {self.prune_every} is not positive: give optimizer steps"
+            )
+        start = self.start_sparsity
+        if start is not None and not 0.0 <= start <= self.sparsity:
+            raise ValueError(
+                f"start sparsity {start:g} is out of range: give a fraction from 0 to the "
+                f"sparsity, {self.sparsity:g}"
+            )
+        if not 0.0 < self.grow_until <= 1.0:
+            raise ValueError(f"grow_until {self.grow_until:g} is no share: give one in (0, 1]")
+        if not 0.0 <= self.cooldown < 1.0:
+            raise ValueError(f"cooldown {self.cooldown:g} is no share: give one in [0, 1)")
+        if self.rewind_step < 0:
+            raise ValueError(f"rewind_step {self.rewind_step} is negative: give a step, or 0")
+        if self.sparsity:
+            check_pattern(self.pattern, self.sparsity)
+
+
+@dataclass(frozen=True)
+class Reprune:
+    """What one re-prune did.
+
+    Attributes:
+        sparsity: Fraction that was dropped.
+        threshold: Magnitude of the largest weight that was dropped.
+        revived: Weights dropped by the mask before and kept by the new one.
+        newly_pruned: Weights kept by the mask before and dropped by the new one.
+        iou_first: Intersection over union of the kept sets of the first mask and the new one.
+        iou_previous: The same of the mask before and the new one.
+    """
+
+    sparsity: float
+    threshold: float
+    revived: int
+    newly_pruned: int
+    iou_first: float
+    iou_previous: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The model as it would be reported now.
+
+    Attributes:
+        masks: Masks of the re-pruned weights; empty for a dense model.
+        adjusted: The weights in training by name, where re-pruning changed them; else empty.
+    """
+
+    masks: Masks
+    adjusted: Masks
+
+
+class Schedule:
+    """The interface that the loop calls; by itself one magnitude mask, applied once.
+
+    ``params`` are always the in-scope parameters by native name; they are changed in place and
+    never replaced, so the optimizer's state carries on across re-prunes.
+
+    Attributes:
+        options: What decides which weights are pruned and when.
+        stages: Names of the fine-tuning runs that the method needs; each begins with the initial
+            weights, and its best weights are handed to the next.
+        takes_masks: Whether stage 0 may begin with the masks of another run.
+        rewinds: Whether stage 0 is dense, so that its early states may be rewound to.
+        stage: Which of the stages is under way.
+        num_steps: Optimizer steps of this stage.
+        first_masks: Masks that the stage began with.
+        masks: Masks of the latest prune.
+    """
+
+    stages: tuple[str, ...] = ("final",)
+    takes_masks = True
+    rewinds = False
+
+    def __init__(self, options: PruneOptions) -> None:
+        """Take ``options``; raise ValueError where the method cannot follow them."""
+        self.options = options
+        self.stage = 0
+        self.num_steps = 0
+        self.first_masks: Masks = {}
+        self.masks: Masks = {}
+
+    def stage_steps(self, stage: int, full_steps: int) -> int:
+        """Return the optimizer steps of ``stage`` where a full fine-tuning run has so many."""
+        return full_steps
+
+    def rank(self, weights: Params, sparsity: float | None = None) -> Masks:
+        """Drop the smallest magnitudes of ``weights``, by default at the target sparsity."""
+        options = self.options
+        sparsity = options.sparsity if sparsity is None else sparsity
+        return magnitude_masks(weights, sparsity, options.granularity, options.pattern)
+
+    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
+        """Choose the masks that the stage begins with.
+
+        Args:
+            params: In-scope parameters at their initial weights.
+            previous: Best weights of the stage before; None in stage 0.
+        """
+        return self.rank(params)
+
+    def start(
+        self,
+        params: Params,
+        num_steps: int,
+        stage: int = 0,
+        previous: Params | None = None,
+        transferred: Masks | None = None,
+    ) -> None:
+        """Begin a stage: zero what its first masks drop.
+
+        Args:
+            params: In-scope parameters at their initial weights.
+            num_steps: Optimizer steps of the stage.
+            stage: Index into ``stages``.
+            previous: Best weights of the stage before; None in stage 0.
+            transferred: Masks of another run to begin with instead of the method's own.
+        """
+        self.stage, self.num_steps = stage, num_steps
+        self.first_masks = transferred or self.initial_masks(params, previous)
+        self.masks = self.first_masks
+        apply_masks(params, self.masks)
+
+    def after_step(self, params: Params, step: int) -> Reprune | None:
+        """Do what the method does after optimizer step number ``step`` (from 1)."""
+        return None
+
+    @contextmanager
+    def pruned(self, params: Params) -> Iterator[Snapshot]:
+        """Make ``params`` the model that would be reported now; undo it at the end."""
+        yield Snapshot(self.masks, adjusted={})
+
+    def finish(self, params: Params, step: int) -> Reprune | None:
+        """Make ``params`` the final model of the stage after its last step, number ``step``."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs."""
+        names = ("stage", "num_steps", "first_masks", "masks")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any], params: Params) -> None:
+        """Take up the state that ``state_dict`` returned, on the devices of ``params``."""
+        self.stage, self.num_steps = state["stage"], state["num_steps"]
+        self.first_masks, self.masks = (
+            {name: mask.to(params[name].device) for name, mask in state[kind].items()}
+            for kind in ("first_masks", "masks")
+        )
+
+
+@torch.no_grad()
+def restore_weights(params: Params, weights: Params) -> None:
+    """Copy ``weights`` into the parameters of the same names, in place."""
+    for name, weight in weights.items():
+        params[name].copy_(weight)

@@ -1,0 +1,116 @@
+"""Keep the finished stages of a run, and take over those of another run that are the same."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.interface import PruneOptions
+
+FORMAT = "parp-stage"
+# Options that change no weight of a stage.
+_PRUNING = {field.name for field in fields(PruneOptions)} - {"seed", "rewind_step"}
+_MAY_DIFFER = {"dense": _PRUNING, "round": {"sparsity"}, "parp": set[str]()}
+_NEVER_MATTER = {"method", "out", "device", "resume", "reuse", "log_every", "patience"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a finished stage hands on.
+
+    Attributes:
+        weights: Its best in-scope weights by native name, pruned as the stage prunes.
+        steps: Optimizer steps that it took.
+        seconds: Time that those took.
+    """
+
+    weights: dict[str, Tensor]
+    steps: int
+    seconds: float
+
+
+def save_stage(folder: Path, name: str, stage: Stage) -> None:
+    """Write ``stage`` to the run folder, whole or not at all; "final" ones hand on nothing."""
+    if name == "final":
+        return
+    path = _stage_path(folder, name)
+    weights = {name: weight.detach().cpu().clone() for name, weight in stage.weights.items()}
+    content = {"format": FORMAT, "steps": stage.steps, "seconds": stage.seconds}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(content | {"weights": weights}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_stage(folder: Path, name: str) -> Stage:
+    """Read a stage; nothing in the file is executed.
+
+    Raises:
+        ValueError: If there is none, or it is damaged.
+    """
+    path = _stage_path(folder, name)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"cannot read stage file {path} ({type(error).__name__}): delete it, and the stage is "
+            "trained again"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is no stage file of this program: delete it")
+    return Stage(content["weights"], content["steps"], content["seconds"])
+
+
+def finished_stage(folder: Path, name: str, options: Mapping[str, Any]) -> Stage | None:
+    """Return a stage that the run has finished, or that the run given as ``reuse`` has.
+
+    Args:
+        folder: The run.
+        name: Name of the stage.
+        options: All its options.
+
+    Raises:
+        ValueError: If the other run has such a stage, but would have trained it otherwise.
+    """
+    if _stage_path(folder, name).is_file():
+        return load_stage(folder, name)
+    if options["reuse"] is None:
+        return None
+    other = Path(options["reuse"])
+    if not (other / "config.json").is_file():
+        raise ValueError(f"{other} has no config.json: give the run folder of a run to --reuse")
+    if not _stage_path(other, name).is_file():
+        return None
+    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    _check_reusable(other, name, options, config["options"])
+    if options["rewind_step"]:
+        shutil.copy(other / "rewind.pt", folder / "rewind.pt")
+    stage = load_stage(other, name)
+    save_stage(folder, name, stage)
+    return stage
+
+
+def _check_reusable(
+    folder: Path, name: str, options: Mapping[str, Any], other: Mapping[str, Any]
+) -> None:
+    may_differ = _MAY_DIFFER[name.split("-")[0]] | _NEVER_MATTER
+    differing = [k for k in options if k not in may_differ and options[k] != other.get(k)]
+    if differing:
+        shown = ", ".join(f"{key} is {other.get(key)!r} there" for key in differing)
+        raise ValueError(
+            f"stage {name} of {folder} is not what this run would train ({shown}): "
+            "give another run to --reuse, or none"
+        )
+
+
+def _stage_path(folder: Path, name: str) -> Path:
+    return folder / f"stage-{name}.pt"
