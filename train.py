@@ -137,7 +137,8 @@ def fit(run: Run) -> bool:
 
             log_step(run, loss, grad_norm, reprune)
             bar.update()
-            if run.step == run.options.rewind_step and run.schedule.rewinds:
+            at = (run.schedule.stage, run.step)
+            if at == (0, run.options.rewind_step) and run.schedule.rewinds:
                 save(run, "rewind.pt", Snapshot({}, {}))
             if run.step % run.eval_every == 0 or run.step == run.steps:
                 score_and_save(run)

@@ -169,8 +169,6 @@ class PARP(Schedule):
         scores and saves before the re-prune.
     """
 
-    stages: tuple[str, ...] = ("parp",)
-
     def sparsity_at(self, step: int) -> float:
         """Return the sparsity to re-prune to after ``step``."""
         return self.options.sparsity
@@ -222,8 +220,6 @@ class ProgressivePARP(PARP):
         linearly over the whole run and may overshoot by one increment; this is clamped. The cubic
         rise is that of Zhu and Gupta 2017 (arXiv:1710.01878).
     """
-
-    stages = ("final",)
 
     def __init__(self, options: PruneOptions) -> None:
         """Take ``options``; raise ValueError for a pattern, which has one sparsity only."""
@@ -285,8 +281,6 @@ class CooldownPARP(PARP):
     It tells whether PARP's last adjustments, which the final re-prune cuts off, do harm. Not in the
     paper.
     """
-
-    stages = ("final",)
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Do as PARP, re-prune when the cool-down begins, then hold the mask."""

@@ -17,6 +17,7 @@ from pruning.masks import (
     mask_changes,
     mask_iou,
     measured_sparsity,
+    random_masks,
 )
 from pruning.scope import select_parameters
 
@@ -371,3 +372,45 @@ def test_select_parameters_matches_full_names_only() -> None:
 def test_select_parameters_without_match_is_refused(pattern: str, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         select_parameters({"fc1": torch.ones(1)}, pattern)
+
+
+@pytest.mark.parametrize("pattern", ["1:4", "2:4", "3:8"])
+def test_pattern_masks_equal_a_sort_of_every_group(pattern: str) -> None:
+    kept, group = map(int, pattern.split(":"))
+    params = {"u": torch.randn(6, 16), "v": torch.randn(3, 5, 8).round()}
+    masks = magnitude_masks(params, 1 - kept / group, pattern=pattern)
+    for name, weight in params.items():
+        rows = weight.reshape(-1, group).abs().tolist()
+        for row, mask in zip(rows, masks[name].reshape(-1, group).tolist(), strict=True):
+            order = sorted(range(group), key=lambda i: (row[i], i))  # ties: the first is dropped
+            assert [i for i in range(group) if not mask[i]] == sorted(order[: group - kept])
+
+
+def test_pattern_that_fits_no_whole_groups_names_the_tensor() -> None:
+    with pytest.raises(ValueError, match=r"w of shape \(2, 6\) has no whole groups of 4"):
+        magnitude_masks({"w": torch.randn(2, 6)}, 0.5, pattern="2:4")
+
+
+def test_random_masks_are_exact_and_uniform() -> None:
+    params = {"u": torch.randn(200, 200), "v": torch.randn(100)}
+    masks = random_masks(params, 0.7, seed=3)
+    dropped = sum(int((~mask).sum()) for mask in masks.values())
+    assert dropped == round(0.7 * 40_100)
+    rows = masks["u"].float().mean(1)  # 200 draws of 200: a standard deviation of 0.032
+    assert rows.mean() == pytest.approx(0.3, abs=0.01)
+    assert rows.std() == pytest.approx(0.0324, abs=0.006)
+
+
+def test_random_masks_depend_on_the_seed_and_not_on_values_or_order() -> None:
+    params = {"u": torch.randn(20, 20), "v": torch.randn(30)}
+    masks = random_masks(params, 0.5, seed=1)
+    others = {name: torch.zeros_like(params[name]) for name in ("v", "u")}
+    again, other = random_masks(others, 0.5, seed=1), random_masks(params, 0.5, seed=2)
+    assert all(torch.equal(masks[name], again[name]) for name in params)
+    assert not torch.equal(masks["u"], other["u"])
+
+
+def test_random_masks_of_two_seeds_overlap_as_independent_ones() -> None:
+    params = {"u": torch.randn(300, 300)}
+    first, second = (random_masks(params, 0.7, seed=seed) for seed in (1, 2))
+    assert mask_iou(first, second) == pytest.approx(0.3 / 1.7, abs=0.01)

@@ -1,15 +1,14 @@
 """PARP, step by step, on four weights that can be followed by hand."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning.interface import Params, PruneOptions, Schedule
+from pruning.interface import PruneOptions, Schedule
 from pruning.masks import magnitude_masks
-from pruning.schedules import SCHEDULES, build_schedule
+from pruning.schedules import PARP, SCHEDULES, build_schedule
 
 
 def _build(method: str, sparsity: float, **options: Any) -> Schedule:
@@ -62,6 +61,139 @@ def test_mpi_step_by_step_keeps_the_first_mask_of_four_weights() -> None:
     assert schedule.after_step(params, 1) is None
     assert _values(params) == [0.5, -3.0, 0.0, 0.0]
     assert schedule.finish(params, 1) is None
+
+
+def test_rp_step_by_step_keeps_a_drawn_mask_of_four_weights() -> None:
+    params = _weights(4.0, -3.0, 2.0, 1.0)
+    schedule = _build("rp", 0.5, seed=0)  # draws 0.496, 0.768, 0.088, 0.132: the last two go
+    schedule.start(params, 4)
+    assert _values(params) == [4.0, -3.0, 0.0, 0.0]
+    _set(params, 0.5, 0.25, 9.0, 9.0)
+    schedule.after_step(params, 1)
+    assert _values(params) == [0.5, 0.25, 0.0, 0.0]
+
+
+def test_rp_of_a_random_initialisation_drops_biases_first() -> None:
+    params = {
+        "bias": nn.Parameter(torch.tensor([9.0, 8.0])),
+        "weight": nn.Parameter(torch.tensor([[4.0, -3.0]])),
+    }
+    _build("rp", 0.5, random_mask="init").start(params, 4)
+    assert params["bias"].tolist() == [0.0, 0.0]
+    assert params["weight"].tolist() == [[4.0, -3.0]]
+
+
+def test_omp_step_by_step_masks_four_rewound_weights_by_the_dense_result() -> None:
+    params = _weights(4.0, -3.0, 2.0, 1.0)
+    schedule = _build("omp", 0.5)
+    assert schedule.stages == ("dense", "final")
+
+    schedule.start(params, 2)
+    assert _values(params) == [4.0, -3.0, 2.0, 1.0]
+    schedule.after_step(params, 1)
+    dense = {"w": torch.tensor([0.1, -3.0, 0.2, 5.0])}  # its best weights: 1st and 3rd are small
+
+    _set(params, 4.0, -3.0, 2.0, 1.0)  # rewound
+    schedule.start(params, 2, stage=1, previous=dense)
+    assert _values(params) == [0.0, -3.0, 0.0, 1.0]
+    _set(params, 7.0, -3.0, 7.0, 2.0)
+    schedule.after_step(params, 1)
+    assert _values(params) == [0.0, -3.0, 0.0, 2.0]
+
+
+def test_imp_step_by_step_prunes_four_weights_round_by_round() -> None:
+    initial = (4.0, -3.0, 2.0, 1.0)
+    params = _weights(*initial)
+    schedule = _build("imp", 0.5, round_steps=7)
+    # 10 %, 20 %, ... of four weights are 0.4, 0.8, 1.2, 1.6 and 2.0 of them
+    assert schedule.stages == ("round-1", "round-2", "round-3", "round-4", "round-5", "final")
+    assert [schedule.stage_steps(stage, 30) for stage in range(6)] == [7, 7, 7, 7, 7, 30]
+
+    results = [(9.0, 0.5, 9.0, 9.0)] * 3 + [(9.0, 0.0, 9.0, 0.5)] * 2  # best weights of each round
+    rewound = []
+    schedule.start(params, 7)
+    for stage, result in enumerate(results, start=1):
+        _set(params, *initial)
+        schedule.start(params, 7, stage, {"w": torch.tensor(result)})
+        rewound.append(_values(params))
+    assert rewound == [
+        [4.0, -3.0, 2.0, 1.0],
+        [4.0, 0.0, 2.0, 1.0],
+        [4.0, 0.0, 2.0, 1.0],
+        [4.0, 0.0, 2.0, 0.0],
+        [4.0, 0.0, 2.0, 0.0],
+    ]
+
+
+def test_parp_p_step_by_step_raises_the_sparsity_of_four_weights() -> None:
+    params = _weights(4.0, -3.0, 2.0, 1.0)
+    schedule = _build("parp-p", 0.75, start_sparsity=0.25, grow_until=1.0, prune_every=2)
+    schedule.start(params, 4)
+    assert _values(params) == [4.0, -3.0, 2.0, 0.0]  # 25 %
+
+    _set(params, 4.0, -0.5, 2.0, 1.0)
+    event = schedule.after_step(params, 2)  # half way: 50 %
+    assert _values(params) == [4.0, 0.0, 2.0, 0.0]
+    assert event is not None
+    assert (event.sparsity, event.revived, event.newly_pruned) == (0.5, 0, 1)
+
+    _set(params, 4.0, 5.0, 2.0, 1.0)
+    with schedule.pruned(params):  # scored at the target, wherever the growth has got to
+        assert _values(params) == [0.0, 5.0, 0.0, 0.0]
+    event = schedule.after_step(params, 4)  # 75 %
+    assert _values(params) == [0.0, 5.0, 0.0, 0.0]
+    assert event is not None
+    assert (event.sparsity, event.revived, event.newly_pruned) == (0.75, 1, 2)
+    assert schedule.finish(params, 4) is None
+
+
+@pytest.mark.parametrize(("growth", "half_way"), [("linear", 0.5), ("cubic", 0.6875)])
+def test_parp_p_grows_linearly_or_cubically(growth: str, half_way: float) -> None:
+    schedule = _build("parp-p", 0.75, start_sparsity=0.25, grow_until=1.0, growth=growth)
+    schedule.start(_weights(4.0, -3.0, 2.0, 1.0), 4)
+    assert isinstance(schedule, PARP)
+    assert schedule.sparsity_at(2) == half_way
+
+
+def test_parp_mask_step_by_step_holds_the_mask_that_parp_found() -> None:
+    params = _weights(4.0, -3.0, 2.0, 1.0)
+    schedule = _build("parp-mask", 0.5, prune_every=1)
+    schedule.start(params, 1)
+    _set(params, 4.0, 0.5, 0.25, 5.0)
+    schedule.after_step(params, 1)
+    assert _values(params) == [4.0, 0.0, 0.0, 5.0]  # what PARP ends with
+    found = {"w": params["w"].detach().clone()}
+
+    _set(params, 4.0, -3.0, 2.0, 1.0)
+    schedule.start(params, 1, stage=1, previous=found)
+    assert _values(params) == [4.0, 0.0, 0.0, 1.0]
+    _set(params, 0.5, 9.0, 9.0, 0.25)
+    assert schedule.after_step(params, 1) is None
+    assert _values(params) == [0.5, 0.0, 0.0, 0.25]
+    assert schedule.finish(params, 1) is None
+
+
+def test_parp_cooldown_step_by_step_freezes_the_mask_before_the_end() -> None:
+    params = _weights(4.0, -3.0, 2.0, 1.0)
+    schedule = _build("parp-cooldown", 0.5, prune_every=2, cooldown=0.25)
+    schedule.start(params, 4)  # free for three steps, then one under the mask
+    _set(params, 4.0, -3.0, 0.5, 0.5)
+    assert schedule.after_step(params, 1) is None
+    _set(params, 4.0, -1.0, 1.5, 0.5)
+    assert schedule.after_step(params, 2) is not None
+    assert _values(params) == [4.0, 0.0, 1.5, 0.0]
+    _set(params, 4.0, 2.0, 1.5, 0.5)
+    assert schedule.after_step(params, 3) is not None  # the last re-prune, off the interval
+    assert _values(params) == [4.0, 2.0, 0.0, 0.0]
+    _set(params, 1.0, 1.0, 9.0, 9.0)
+    assert schedule.after_step(params, 4) is None
+    assert _values(params) == [1.0, 1.0, 0.0, 0.0]
+    assert schedule.finish(params, 4) is None
+
+
+def test_every_registered_method_has_a_step_by_step_test() -> None:
+    named = [name.replace("_", "-") for name in globals() if "_step_by_step_" in name]
+    assert all(any(name.startswith(f"test-{m}-step") for name in named) for m in SCHEDULES)
 
 
 def test_dense_step_by_step_leaves_four_weights_alone() -> None:
@@ -144,44 +276,11 @@ def test_parp_interval_beyond_the_run_equals_prune_train_prune() -> None:
         assert torch.equal(value, expected[name] * masks[name])
 
 
-def test_parp_at_sparsity_zero_equals_dense_bit_for_bit() -> None:
-    parp, dense = _train(_build("parp", 0.0, prune_every=7), 30), _train(_build("dense", 0.0), 30)
-    assert all(torch.equal(parp[name], dense[name]) for name in dense)
-
-
 def test_parp_revives_weights_during_training() -> None:
     schedule = _build("parp", 0.5, prune_every=5)
     _train(schedule, 30)
     first, last = schedule.first_masks, schedule.masks
     assert sum(int((last[n] & ~first[n]).sum()) for n in last) > 0
-
-
-def test_mpi_pruned_weights_stay_zero_through_momentum_and_weight_decay() -> None:
-    schedule = _build("mpi", 0.5)
-    trained = _train(schedule, 30, weight_decay=0.1)
-    for name, value in trained.items():
-        assert (value[~schedule.masks[name]] == 0).all()
-
-
-@pytest.mark.parametrize("method", [name for name in SCHEDULES if name != "dense"])
-@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
-def test_final_weights_have_exactly_the_target_sparsity(method: str, sparsity: float) -> None:
-    trained = _train(_build(method, sparsity, prune_every=4), 10)
-    assert sum(int((value == 0).sum()) for value in trained.values()) == round(sparsity * 420)
-
-
-@pytest.mark.parametrize("method", SCHEDULES)
-def test_schedule_keeps_parameter_objects_for_the_optimizer(method: str) -> None:
-    params = _weights(4.0, -3.0, 2.0, 1.0)
-    identity = id(params["w"])
-    schedule = _build(method, 0.5, prune_every=1)
-    schedule.start(params, 4)
-    schedule.after_step(params, 1)
-    with schedule.pruned(params):
-        pass
-    schedule.finish(params, 1)
-    assert id(params["w"]) == identity
-    assert params["w"].requires_grad
 
 
 @pytest.mark.parametrize("method", SCHEDULES)
@@ -205,26 +304,15 @@ def test_start_with_transferred_masks_uses_them_instead_of_magnitudes() -> None:
     assert _values(params) == [0.0, 0.0, 2.0, 1.0]
 
 
-@pytest.fixture
-def two_stage_method() -> Iterator[str]:
-    class MaskFromTraining(Schedule):
-        """One-shot magnitude pruning: train, mask by the result, rewind, train again."""
-
-        stages = ("dense", "final")
-
-        def initial_masks(self, params: Params, previous: Params | None) -> dict[str, Tensor]:
-            return self.rank(previous) if previous else {}
-
-    SCHEDULES["two-stage"] = MaskFromTraining
-    yield "two-stage"
-    del SCHEDULES["two-stage"]
+@pytest.mark.parametrize("method", ["dense", "rp", "omp", "imp"])
+def test_methods_that_make_their_own_masks_take_none(method: str) -> None:
+    assert not SCHEDULES[method].takes_masks
 
 
-def test_a_stage_begins_with_masks_of_the_best_weights_before(two_stage_method: str) -> None:
-    params = _weights(4.0, -3.0, 2.0, 1.0)
-    schedule = _build(two_stage_method, 0.5)
-    schedule.start(params, 4, stage=1, previous={"w": torch.tensor([0.0, 1.0, 5.0, 6.0])})
-    assert _values(params) == [0.0, 0.0, 2.0, 1.0]
+def test_static_method_refuses_masks_of_another_sparsity() -> None:
+    masks = {"w": torch.tensor([False, True, True, True])}
+    with pytest.raises(ValueError, match=r"drop 0.2500 of the weights.* asked for is 0.5"):
+        _build("mpi", 0.5).start(_weights(4.0, -3.0, 2.0, 1.0), 4, transferred=masks)
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 60.0])

@@ -47,7 +47,7 @@ def parp_run(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_run_folder_holds_every_file_of_the_contract(parp_run: Path) -> None:
     names = {path.name for path in parp_run.iterdir()}
     wanted = {"config.json", "metrics.jsonl", "last.pt", "best.pt", "masks.pt", "results.json"}
-    assert names == wanted | {"manifest.tsv", "test.jsonl", "stage-parp.pt"}
+    assert names == wanted | {"manifest.tsv", "test.jsonl"}
 
 
 def test_results_hold_every_key_of_the_contract(parp_run: Path) -> None:

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from data.subsets import select_subset
+from data.timit import Utterance, load_timit
+
+
+@pytest.fixture(scope="module")
+def utterances(small_corpus: Path) -> list[Utterance]:
+    return load_timit(small_corpus, "train")
+
+
+def test_sex_and_dialect_choose_the_speakers(utterances: list[Utterance]) -> None:
+    chosen = select_subset(utterances, "sex=f,dialect=1+2")
+    assert chosen == [u for u in utterances if u.sex == "f" and u.dialect in (1, 2)]
+    assert 0 < len(chosen) < len(utterances)
+
+
+def test_minutes_are_filled_and_smaller_amounts_are_part_of_larger(
+    utterances: list[Utterance],
+) -> None:
+    some, more = (select_subset(utterances, f"minutes={m}") for m in (0.2, 0.4))
+    assert 6 < sum(u.seconds for u in some) <= 12
+    assert 18 < sum(u.seconds for u in more) <= 24
+    assert {u.utt_id for u in some} < {u.utt_id for u in more}
+
+
+def test_minutes_depend_on_neither_order_nor_the_rest_of_the_corpus(
+    utterances: list[Utterance],
+) -> None:
+    chosen = select_subset(utterances, "minutes=0.3")
+    backwards = select_subset(utterances[::-1], "minutes=0.3")
+    assert backwards == chosen[::-1]
+
+
+def test_more_minutes_than_there_are_take_all(utterances: list[Utterance]) -> None:
+    assert select_subset(utterances, "minutes=100") == utterances
+
+
+@pytest.mark.parametrize(
+    ("subset", "named"),
+    [
+        ("age=3", "has no meaning at 'age=3'"),
+        ("sex", "has no meaning at 'sex'"),
+        ("sex=f,sex=m", "has no meaning at 'sex=m'"),
+        ("sex=x", "sex is m or f"),
+        ("dialect=9", "dialects are 1 to 8"),
+        ("minutes=-1", "minutes are a positive number"),
+        ("minutes=ten", "minutes are a positive number"),
+        ("minutes=0.001", "leaves no utterance"),
+    ],
+)
+def test_subset_without_meaning_is_refused(
+    utterances: list[Utterance], subset: str, named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        select_subset(utterances, subset)
