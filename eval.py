@@ -9,7 +9,6 @@ asked for here. An utterance's hypothesis does not depend on the utterances it i
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.audio import SAMPLE_RATE, normalize_waveform, read_audio
 from data.batching import BatchSampler
-from data.log_mel import FULL_CONTEXT_SECONDS, log_mel
+from data.inputs import model_input, padded_seconds, resolve_data
+from data.log_mel import FULL_CONTEXT_SECONDS
 from data.metrics import (
     ErrorRate,
     bootstrap_interval,
@@ -34,16 +32,14 @@ from data.metrics import (
 )
 from data.options import option, parse_options
 from data.run_folder import write_json
-from data.synthetic import ensure_demo_corpus
 from data.targets import hypothesis_tokens, reference_tokens
 from data.timit import SPLITS, Utterance, check_counts, load_timit
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.device import World, resolve_device, resolve_precision
 from models.tasks import PRECISIONS, Task, build_task
-from models.tokenizers import Tokenizer
+from pruning.analysis import describe_tensors, size_in_bytes
 from pruning.masks import measured_sparsity
 from pruning.scope import select_parameters
-
-DEMO_FOLDER = Path(__file__).parent / "data" / "demo"
 
 
 @dataclass(frozen=True)
@@ -67,62 +63,6 @@ class EvalOptions:
     merge_sil: bool = option("collapse runs of sil in references and hypotheses", False)
     json: str | None = option("file to write the results to", None)
     trn: str | None = option("folder to write ref.trn and hyp.trn to", None)
-
-
-def resolve_data(data: str | None) -> str:
-    """Return the corpus to use: as given, else ``$TIMIT_ROOT``, else ``data/TIMIT``.
-
-    ``demo`` stands for the synthetic corpus, which is written on first use.
-    """
-    if data == "demo":
-        return str(ensure_demo_corpus(DEMO_FOLDER))
-    return data or os.environ.get("TIMIT_ROOT") or "data/TIMIT"
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` is CUDA where there is one.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {name!r} can't be used: give auto, cpu, cuda or cuda:N"
-        ) from error
-
-
-def resolve_precision(name: str | None, device: torch.device) -> str:
-    """Return the precision called ``name``, by default bf16 on CUDA and fp32 elsewhere."""
-    return name or ("bf16" if device.type == "cuda" else "fp32")
-
-
-def model_input(utterance: Utterance, frontend: dict[str, Any]) -> Tensor:
-    """Read an utterance as the model takes it: a waveform (S,) or a log-mel (M, F), float32.
-
-    Raises:
-        ValueError: If the utterance is longer than the checkpoint's context.
-    """
-    waveform = read_audio(utterance.path)
-    if frontend["kind"] == "waveform":
-        return normalize_waveform(waveform) if frontend["normalize"] else waveform
-    seconds = frontend["audio_ctx"] or FULL_CONTEXT_SECONDS
-    if len(waveform) > round(seconds * SAMPLE_RATE):
-        raise ValueError(
-            f"{utterance.path}: {len(waveform) / SAMPLE_RATE:.2f} s is longer than the model's "
-            f"context of {seconds:g} s: leave it out, or fine-tune with a longer --audio-ctx"
-        )
-    return log_mel(waveform, num_mels=frontend["num_mels"], seconds=seconds)
-
-
-def padded_seconds(utterance: Utterance, frontend: dict[str, Any]) -> float:
-    """Return the seconds that an utterance fills in a batch before padding to its mates."""
-    if frontend["kind"] == "log_mel":
-        return float(frontend["audio_ctx"] or FULL_CONTEXT_SECONDS)
-    return utterance.seconds
 
 
 @dataclass(frozen=True)
@@ -151,41 +91,70 @@ class Scores:
         return next(iter(self.rates.values())).rate
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How utterances are decoded and compared.
+
+    Attributes:
+        beam_size: Hypotheses kept; 1 is greedy.
+        batch_seconds: Audio in a batch, padding included; it changes no result.
+        merge_sil: Collapse runs of sil in references and hypotheses.
+        world: The processes that share the utterances.
+    """
+
+    beam_size: int = 1
+    batch_seconds: float = 120.0
+    merge_sil: bool = False
+    world: World = World()
+
+
 def transcribe(
     task: Task,
-    tokenizer: Tokenizer,
-    frontend: dict[str, Any],
+    checkpoint: Checkpoint,
     utterances: Sequence[Utterance],
-    beam_size: int = 1,
-    batch_seconds: float = 120.0,
+    decoding: Decoding,
+    inputs: Sequence[Tensor] | None = None,
 ) -> list[str]:
     """Decode utterances, in batches of similar length; return one text each, in their order."""
-    seconds = [padded_seconds(utterance, frontend) for utterance in utterances]
-    texts = [""] * len(utterances)
+    tokenizer, frontend = checkpoint.tokenizer, checkpoint.frontend
+    assert tokenizer is not None
+    mine = decoding.world.share(range(len(utterances)))
+    seconds = [padded_seconds(utterances[i], frontend) for i in mine]
+    texts = dict.fromkeys(mine, "")
     was_training = task.model.training
     task.model.eval()
-    batches = BatchSampler(seconds, batch_seconds, shuffle=False).epoch_batches(0)
-    for batch in tqdm(batches, "decode", disable=None, leave=False):
-        inputs = [model_input(utterances[i], frontend) for i in batch]
-        for i, ids in zip(batch, task.decode(inputs, beam_size), strict=True):
+    sampler = BatchSampler(seconds, decoding.batch_seconds, shuffle=False) if mine else None
+    batches = sampler.epoch_batches(0) if sampler else []
+    for positions in tqdm(batches, "decode", disable=None, leave=False):
+        batch = [mine[position] for position in positions]
+        read = [inputs[i] if inputs else model_input(utterances[i], frontend) for i in batch]
+        for i, ids in zip(batch, task.decode(read, decoding.beam_size), strict=True):
             texts[i] = tokenizer.decode(ids)
     task.model.train(was_training)
-    return texts
+    return decoding.world.gather([texts[i] for i in mine])
 
 
 def score(
     task: Task,
-    tokenizer: Tokenizer,
-    frontend: dict[str, Any],
+    checkpoint: Checkpoint,
     utterances: Sequence[Utterance],
-    beam_size: int = 1,
-    batch_seconds: float = 120.0,
-    merge_sil: bool = False,
+    decoding: Decoding,
+    inputs: Sequence[Tensor] | None = None,
 ) -> Scores:
-    """Decode ``utterances`` and hold them against their references."""
+    """Decode ``utterances`` and hold them against their references.
+
+    Args:
+        task: Loss and decoding of the checkpoint's model.
+        checkpoint: For its tokenizer and frontend.
+        utterances: What to decode.
+        decoding: How.
+        inputs: Prepared inputs of the utterances; without them the recordings are read.
+    """
     started = time.perf_counter()
-    texts = transcribe(task, tokenizer, frontend, utterances, beam_size, batch_seconds)
+    texts = transcribe(task, checkpoint, utterances, decoding, inputs)
     wall_seconds = time.perf_counter() - started
+    assert checkpoint.tokenizer is not None
+    tokenizer, merge_sil = checkpoint.tokenizer, decoding.merge_sil
     is_phone = tokenizer.kind == "phone"
     references = [reference_tokens(utterance, is_phone, merge_sil) for utterance in utterances]
     hypotheses = [hypothesis_tokens(text, is_phone, merge_sil) for text in texts]
@@ -306,15 +275,8 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
         checkpoint.model, checkpoint.decoding, resolve_precision(options.precision, device)
     )
     beam_size = options.beam_size if options.decode == "beam" else 1
-    scores = score(
-        task,
-        checkpoint.tokenizer,
-        checkpoint.frontend,
-        utterances,
-        beam_size,
-        options.batch_seconds,
-        options.merge_sil,
-    )
+    decoding = Decoding(beam_size, options.batch_seconds, options.merge_sil)
+    scores = score(task, checkpoint, utterances, decoding)
     report = results(scores, checkpoint, options.split, beam_size, options.merge_sil)
     report_scores(report, scores)
     if options.trn:
@@ -325,6 +287,20 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     if options.json:
         write_json(Path(options.json), report)
     return report
+
+
+def describe_weights(checkpoint: Checkpoint, initial: Checkpoint) -> dict[str, Any]:
+    """Return zeros and shift of every tensor in scope, and the model's size on disk."""
+    pattern = checkpoint.run["scope_pattern"]
+    params, before = (
+        select_parameters(dict(each.model.named_parameters()), pattern)
+        for each in (checkpoint, initial)
+    )
+    weights = dict(checkpoint.model.state_dict())
+    return {
+        "tensors": describe_tensors(params, before),
+        "bytes": size_in_bytes(weights, checkpoint.masks),
+    }
 
 
 def write_alignments(path: Path, scores: Scores) -> None:

@@ -127,23 +127,27 @@ class EventLog:
     Args:
         path: The file; events after the point that the run goes on from, which an interrupted run
             left, are dropped.
-        stage: The stage that the run goes on in.
-        step: The step of that stage.
+        at: Stage and step of it that the run goes on from.
+        writes: Whether this process is the one that writes.
     """
 
-    def __init__(self, path: Path, stage: int = 0, step: int = 0) -> None:
-        self._path = path
+    def __init__(self, path: Path, at: tuple[int, int] = (0, 0), writes: bool = True) -> None:
+        self._path = path if writes else None
+        if not writes:
+            return
         kept = []
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 event = json.loads(line) if line.endswith("\n") else None
-                if event and (event["stage"], event["step"]) <= (stage, step):
+                if event and (event["stage"], event["step"]) <= at:
                     kept.append(line)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(kept), encoding="utf-8")
 
     def write(self, event: str, stage: int, step: int, values: Mapping[str, Any]) -> None:
         """Append one event."""
+        if self._path is None:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             line = {"event": event, "stage": stage, "step": step, **values}
             file.write(json.dumps(line) + "\n")

@@ -1,11 +1,23 @@
 """Choose a part of a training split: by sex, dialect region or amount of speech."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 
-from data.timit import Utterance
+from tqdm import tqdm
+
+from data.timit import Utterance, check_counts, load_timit
 
 _FORM = "give sex=f, dialect=1+2, minutes=10, or several joined by commas"
+
+
+def load_train_dev(root: str, subset: str | None) -> tuple[list[Utterance], list[Utterance]]:
+    """List train, or a subset of it, and dev; say on stderr where TIMIT's counts are not met."""
+    splits = {split: load_timit(root, split) for split in ("train", "dev")}
+    for warning in (text for pair in splits.items() for text in check_counts(*pair)):
+        tqdm.write(f"warning: {warning}", file=sys.stderr)
+    train = splits["train"]
+    return select_subset(train, subset) if subset else train, splits["dev"]
 
 
 def select_subset(utterances: Sequence[Utterance], subset: str) -> list[Utterance]:

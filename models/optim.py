@@ -1,6 +1,5 @@
 """The optimizer of a run: AdamW, learning rate, loss scaling, clipping and non-finite steps."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,8 @@ from models.recipes import FitOptions, recipe_of
 class Optimizer:
     """Fused AdamW over the parameters that train, a new head's in a group of their own.
 
-    A step whose loss or gradient is not finite changes no weight and is counted.
+    A step whose loss or gradient is not finite changes no weight and is counted. Nothing here waits
+    for the device until :meth:`check`.
 
     Args:
         model: Parameters with ``requires_grad`` are trained; they stay in float32.
@@ -26,10 +26,9 @@ class Optimizer:
         clip: Largest gradient norm.
         weight_decay: Decoupled weight decay.
         scale_loss: Scale the loss as fp16 needs (``torch.amp.GradScaler``).
-        patience: Non-finite steps in a row before ``step`` raises.
+        patience: Non-finite steps in a row before ``check`` raises.
 
     Attributes:
-        skipped: Steps skipped so far.
         lr: Rate of the latest step, of the parameters outside the head.
 
     Source:
@@ -63,47 +62,66 @@ class Optimizer:
             weight_decay=weight_decay,
             fused=True,
         )
-        self._scaler = torch.amp.GradScaler(self._params[0].device.type, enabled=scale_loss)
+        device = self._params[0].device
+        self._scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
         self._steps, self._warmup, self._hold = steps, warmup, hold
         self._clip = clip
         self._patience = patience
-        self.skipped = 0
-        self._skipped_in_a_row = 0
+        # skipped so far, skipped in a row, the longest row since the last check
+        self._skipped = torch.zeros(3, dtype=torch.int64, device=device)
         self.lr = 0.0
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``, scaled where fp16 needs it."""
         self._scaler.scale(loss).backward()
 
-    def step(self, number: int, loss: float) -> float:
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The parameters that train."""
+        return self._params
+
+    def step(self, number: int, loss: Tensor) -> Tensor:
         """Take step ``number`` (from 0) with the gradients added since the last.
 
         Returns:
-            The gradient norm before clipping.
-
-        Raises:
-            ValueError: If too many steps in a row were not finite.
+            The gradient norm before clipping, a scalar on the device.
         """
         factor = learning_rate_factor(number, self._steps, self._warmup, self._hold)
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.lr = self._adam.param_groups[0]["lr"]
         self._scaler.unscale_(self._adam)
-        grad_norm = float(nn.utils.clip_grad_norm_(self._params, self._clip))
-        if math.isfinite(loss) and math.isfinite(grad_norm):
+        grad_norm = nn.utils.clip_grad_norm_(self._params, self._clip)
+        is_bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
+        if self._scaler.is_enabled():
             self._scaler.step(self._adam)
-            self._skipped_in_a_row = 0
-        else:
-            self.skipped += 1
-            self._skipped_in_a_row += 1
-        self._scaler.update()
+            self._scaler.update()
+        else:  # as the scaler does: the fused step looks at this and leaves the weights alone
+            self._adam.found_inf = is_bad.float()  # type: ignore[attr-defined]
+            self._adam.step()
         self._adam.zero_grad(set_to_none=True)
-        if self._skipped_in_a_row >= self._patience:
-            raise ValueError(
-                f"{self._skipped_in_a_row} steps in a row had a non-finite loss or gradient, up to "
-                f"step {number + 1}: lower --lr, or use --precision fp32"
-            )
+        self._count(is_bad)
         return grad_norm
+
+    def _count(self, is_bad: Tensor) -> None:
+        skipped, row, longest = self._skipped
+        row = (row + 1) * is_bad
+        self._skipped = torch.stack([skipped + is_bad, row, torch.maximum(longest, row)])
+
+    def check(self) -> int:
+        """Return the steps skipped so far.
+
+        Raises:
+            ValueError: If too many steps in a row were not finite.
+        """
+        skipped, row, longest = self._skipped.tolist()
+        self._skipped[2] = row
+        if longest >= self._patience:
+            raise ValueError(
+                f"{longest} steps in a row had a non-finite loss or gradient: lower --lr, or use "
+                "--precision fp32"
+            )
+        return int(skipped)
 
     @torch.no_grad()
     def zero_moments(self, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
@@ -119,16 +137,14 @@ class Optimizer:
         return {
             "adam": self._adam.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "skipped": self.skipped,
-            "skipped_in_a_row": self._skipped_in_a_row,
+            "skipped": self._skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state that ``state_dict`` returned."""
         self._adam.load_state_dict(state["adam"])
         self._scaler.load_state_dict(state["scaler"])
-        self.skipped = state["skipped"]
-        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self._skipped = state["skipped"].to(self._skipped.device)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, hold: float) -> float:

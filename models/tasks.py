@@ -25,10 +25,15 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class Task(Protocol):
     """Loss and decoding of one model.
 
-    ``inputs`` are float tensors on the CPU, one an utterance; the task pads, moves and casts.
+    ``inputs`` are float tensors, one an utterance; the task pads, moves and casts.
     """
 
     model: Any
+    precision: str
+
+    def prepare(self, source: Tensor) -> Tensor:
+        """Do once what is the same in every step: return an input to use in place of ``source``."""
+        ...
 
     def loss(self, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
         """Return the loss summed over all target tokens, a float32 scalar."""
@@ -56,9 +61,21 @@ class _PrecisionMixin:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def _move(self, batch: Tensor) -> Tensor:
+        """Bring a batch to the model's device without waiting for it."""
+        if batch.device != self._device and self._device.type == "cuda":
+            batch = batch.pin_memory()
+        return batch.to(self._device, non_blocking=True)
+
+    def prepare(self, source: Tensor) -> Tensor:
+        """Return ``source``: nothing can be done beforehand."""
+        return source
+
 
 class CTCTask(_PrecisionMixin):
-    """Connectionist temporal classification with wav2vec2 on waveforms.
+    """Connectionist temporal classification with wav2vec2.
+
+    Inputs are waveforms (S,), or features (T, C) from :meth:`prepare`.
 
     The model is set to ``padding="independent"``, in training too: what a batch is padded with, and
     so the batch size, changes no score.
@@ -104,12 +121,25 @@ class CTCTask(_PrecisionMixin):
             return None
         return f"{num_frames} frames can't align {len(target)} tokens with {repeats} repeats"
 
-    def _log_probs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        num_samples = torch.tensor([len(waveform) for waveform in inputs])
-        padded = pad_sequence(list(inputs), batch_first=True).to(self._device)  # (B, S)
+    @torch.no_grad()
+    def prepare(self, source: Tensor) -> Tensor:
+        """Return the features (T, C) of a waveform where the feature encoder is frozen."""
+        if any(p.requires_grad for p in self.model.feature_encoder.parameters()):
+            return source
         with self._autocast():
-            logits = self.model.logits(padded, num_samples)
-        return logits.float().log_softmax(-1), self.model.num_frames(num_samples)
+            features = self.model.features(source[None].to(self._device))
+        return features[0].cpu()
+
+    def _log_probs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        lengths = torch.tensor([len(item) for item in inputs])
+        padded = self._move(pad_sequence(list(inputs), batch_first=True))  # (B, S) or (B, T, C)
+        with self._autocast():
+            if padded.dim() == 3:
+                logits, num_frames = self.model.logits_from_features(padded, lengths), lengths
+            else:
+                logits = self.model.logits(padded, lengths)
+                num_frames = self.model.num_frames(lengths)
+        return _at_least_float32(logits).log_softmax(-1), num_frames
 
 
 class Seq2SeqTask(_PrecisionMixin):
@@ -141,16 +171,19 @@ class Seq2SeqTask(_PrecisionMixin):
         labels = ids[:, len(start) :].to(self._device)
         decoder_ids = ids[:, :-1].clamp(min=0).to(self._device)  # any id pads: labels ignore it
         with self._autocast():
-            log_mel = torch.stack(list(inputs)).to(self._device)
+            log_mel = self._move(torch.stack(list(inputs)))
             logits = self.model.logits(log_mel, decoder_ids)[:, len(start) - 1 :]
         return F.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=ignored, reduction="sum"
+            _at_least_float32(logits).flatten(0, 1),
+            labels.flatten(),
+            ignore_index=ignored,
+            reduction="sum",
         )
 
     @torch.inference_mode()
     def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
         """Return new ids, without start ids and end."""
-        log_mel = torch.stack(list(inputs)).to(self._device)
+        log_mel = self._move(torch.stack(list(inputs)))
         options = DecodingOptions(**{**vars(self.options), "beam_size": beam_size})
         with self._autocast():
             return decode(self.model, log_mel, options)
@@ -161,6 +194,10 @@ class Seq2SeqTask(_PrecisionMixin):
         if needed <= self.options.max_tokens:
             return None
         return f"{needed} tokens exceed the decoder's {self.options.max_tokens}"
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def build_task(model: nn.Module, decoding: dict[str, Any], precision: str = "fp32") -> Task:

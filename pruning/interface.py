@@ -169,6 +169,11 @@ class Schedule:
         self.first_masks: Masks = {}
         self.masks: Masks = {}
 
+    @property
+    def stage_name(self) -> str:
+        """Name of the stage under way."""
+        return self.stages[self.stage]
+
     def stage_steps(self, stage: int, full_steps: int) -> int:
         """Return the optimizer steps of ``stage`` where a full fine-tuning run has so many."""
         return full_steps

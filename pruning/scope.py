@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
+
+from pruning.interface import PruneOptions
 
 
 def select_parameters(named_parameters: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
@@ -34,6 +37,19 @@ def select_parameters(named_parameters: Mapping[str, Tensor], pattern: str) -> d
     return selected
 
 
-def without_biases(pattern: str) -> str:
-    """Return the pattern that matches the same names but for biases."""
-    return rf"(?!.*\bbias$)(?:{pattern})"
+def choose_scope(scopes: Mapping[str, str], options: PruneOptions) -> dict[str, Any]:
+    """Return what ``options`` say of the scope, with the pattern of its parameter names.
+
+    Args:
+        scopes: The model's patterns by name of the scope, the default first.
+        options: ``scope`` and ``biases``; biases are in unless the pattern is N:M.
+
+    Raises:
+        ValueError: If the model has no such scope.
+    """
+    scope = options.scope or next(iter(scopes))
+    if scope not in scopes:
+        raise ValueError(f"--scope {scope} is not for this model: give {' or '.join(scopes)}")
+    biases = options.pattern == "unstructured" if options.biases is None else options.biases
+    pattern = scopes[scope] if biases else rf"(?!.*\bbias$)(?:{scopes[scope]})"
+    return {"scope": scope, "biases": biases, "scope_pattern": pattern}

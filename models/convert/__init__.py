@@ -7,14 +7,16 @@
 import os
 from pathlib import Path
 
+from models import PRESETS
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.convert.ctranslate2 import load_ctranslate2
 from models.convert.files import read_json
 from models.convert.hf import from_hf, load_hf
 from models.convert.hf_export import to_hf
 from models.convert.hub import find_weights
+from models.initial import fit_architecture, random_checkpoint
 
-__all__ = ["find_weights", "from_hf", "load_weights", "to_hf"]
+__all__ = ["find_weights", "from_hf", "load_initial", "load_weights", "to_hf"]
 
 
 def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
@@ -41,3 +43,22 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
         f"no weights at {path}: looked for a checkpoint file of ours, a Hugging Face folder "
         "(config.json with a model_type) and a CTranslate2 folder (model.bin)"
     )
+
+
+def load_initial(model_name: str, init: str) -> tuple[Checkpoint, str]:
+    """Return the weights that a run begins with, as ``model_name``, and where they come from.
+
+    Args:
+        model_name: A preset.
+        init: "random", "auto" (:func:`find_weights`, random where a model has none), or a path.
+
+    Raises:
+        ValueError: If there are none, or they are of another model.
+    """
+    if init == "auto":
+        init = str(find_weights(model_name)) if PRESETS[model_name].hub_id else "random"
+    if init == "random":
+        return random_checkpoint(model_name), init
+    checkpoint = load_weights(init)
+    fit_architecture(checkpoint, model_name, init)
+    return checkpoint, init

@@ -1,0 +1,175 @@
+"""Utterances as a model takes them: waveforms or log-mels, computed once and kept."""
+
+import hashlib
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.audio import SAMPLE_RATE, normalize_waveform, read_audio
+from data.log_mel import FULL_CONTEXT_SECONDS, log_mel
+from data.options import option
+from data.phones import PHONE_SETS
+from data.synthetic import ensure_demo_corpus
+from data.timit import Utterance
+
+DEMO_FOLDER = Path(__file__).parent / "demo"
+FORMAT = 1  # raise it when the same utterance and frontend would give other numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is trained on and how it is presented; every field is a flag of train.py."""
+
+    data: str | None = option("TIMIT root, or demo; without it $TIMIT_ROOT, then data/TIMIT", None)
+    subset: str | None = option(
+        "part of train: sex=f, dialect=1+2, minutes=10, or several joined by commas", None
+    )
+    target: str = option("what to recognise", "phone", choices=("phone", "char", "text", "subword"))
+    phones: int = option("phone set to train on; scores are on 39", 39, choices=tuple(PHONE_SETS))
+    subword_vocab: int = option("vocabulary size of --target subword", 300, positive=True)
+    audio_ctx: str = option(
+        "whisper's context: full (30 s), auto (the corpus' longest utterance), or seconds", "auto"
+    )
+    precompute: bool = option(
+        "compute what a frozen feature encoder gives once, instead of in every step", True
+    )
+    cache: str | None = option("folder that keeps computed inputs for the next run", None)
+
+
+def resolve_data(data: str | None) -> str:
+    """Return the corpus to use: as given, else ``$TIMIT_ROOT``, else ``data/TIMIT``.
+
+    ``demo`` stands for the synthetic corpus, which is written on first use.
+    """
+    if data == "demo":
+        return str(ensure_demo_corpus(DEMO_FOLDER))
+    return data or os.environ.get("TIMIT_ROOT") or "data/TIMIT"
+
+
+def model_input(utterance: Utterance, frontend: dict[str, Any]) -> Tensor:
+    """Read an utterance as the model takes it: a waveform (S,) or a log-mel (M, F), float32.
+
+    Raises:
+        ValueError: If the utterance is longer than the checkpoint's context.
+    """
+    waveform = read_audio(utterance.path)
+    if frontend["kind"] == "waveform":
+        return normalize_waveform(waveform) if frontend["normalize"] else waveform
+    seconds = frontend["audio_ctx"] or FULL_CONTEXT_SECONDS
+    if len(waveform) > round(seconds * SAMPLE_RATE):
+        raise ValueError(
+            f"{utterance.path}: {len(waveform) / SAMPLE_RATE:.2f} s is longer than the model's "
+            f"context of {seconds:g} s: leave it out, or fine-tune with a longer --audio-ctx"
+        )
+    return log_mel(waveform, num_mels=frontend["num_mels"], seconds=seconds)
+
+
+def padded_seconds(utterance: Utterance, frontend: dict[str, Any]) -> float:
+    """Return the seconds that an utterance fills in a batch before padding to its mates."""
+    if frontend["kind"] == "log_mel":
+        return float(frontend["audio_ctx"] or FULL_CONTEXT_SECONDS)
+    return utterance.seconds
+
+
+def load_inputs(
+    utterances: Sequence[Utterance],
+    compute: Callable[[Utterance], Tensor],
+    about: Mapping[str, Any],
+    folder: Path | None = None,
+) -> list[Tensor]:
+    """Compute the input of every utterance, or take them from a cache on disk.
+
+    With a folder the inputs are memory-mapped, so they need no memory of their own. A cache is
+    found by ``about`` and by the name, length, size and time of every recording, and checked
+    against its checksum; one that does not fit is made anew with a line on stderr.
+
+    Args:
+        utterances: What to load.
+        compute: Returns the input of one utterance: 1 or 2 dimensions, the last always the same.
+        about: What else the inputs depend on: frontend, weights. JSON can hold it.
+        folder: Where caches are; None computes and keeps the inputs in memory.
+    """
+    if folder is None:
+        return [compute(utterance) for utterance in tqdm(utterances, "read", disable=None)]
+    files = [(u.utt_id, u.num_samples, *_stat(u.path)) for u in utterances]
+    described = json.dumps([FORMAT, dict(about), files], sort_keys=True)
+    key = hashlib.sha256(described.encode()).hexdigest()[:24]
+    index, data = folder / f"{key}.json", folder / f"{key}.bin"
+    inputs, problem = _read_cache(index, data)
+    if inputs is None:
+        tqdm.write(f"{problem}: computing {len(utterances)} inputs", file=sys.stderr)
+        _write_cache(index, data, load_inputs(utterances, compute, about))
+        inputs, problem = _read_cache(index, data)
+    if inputs is None:
+        raise ValueError(f"cannot keep inputs in {folder} ({problem}): give another --cache")
+    return inputs
+
+
+def keep_near(inputs: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Move inputs onto a GPU where they take less than a quarter of its free memory."""
+    if device.type != "cuda":
+        return inputs
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
+    free, _ = torch.cuda.mem_get_info(device)
+    if 4 * needed < free:
+        return [tensor.to(device) for tensor in inputs]
+    tqdm.write(
+        f"inputs of {needed / 1e9:.1f} GB stay off the GPU, which has {free / 1e9:.1f} GB free",
+        file=sys.stderr,
+    )
+    return inputs
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _read_cache(index: Path, data: Path) -> tuple[list[Tensor] | None, str]:
+    """Return the inputs, or None and why they can't be used."""
+    if not index.is_file() or not data.is_file():
+        return None, f"no cache for these recordings and weights in {index.parent}"
+    try:
+        entry = json.loads(index.read_text(encoding="utf-8"))
+        dtype = getattr(torch, entry["dtype"])
+        numel = sum(entry["lengths"]) * entry["width"]
+        if data.stat().st_size != numel * dtype.itemsize:
+            return None, f"the cache {data} is cut short"
+        flat = torch.from_file(str(data), shared=False, size=numel, dtype=dtype)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        return None, f"the cache {data} is broken ({type(error).__name__})"
+    if zlib.crc32(flat.view(torch.uint8).numpy().data) != entry["crc32"]:
+        return None, f"the cache {data} has another checksum than when it was written"
+    rows = flat.view(-1, entry["width"]) if entry["two_dimensional"] else flat
+    return list(rows.split(entry["lengths"])), ""
+
+
+def _write_cache(index: Path, data: Path, inputs: list[Tensor]) -> None:
+    """Write the data, then the index: without the second the first is not a cache."""
+    index.parent.mkdir(parents=True, exist_ok=True)
+    crc, temporary = 0, data.with_name(f".{data.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        for tensor in inputs:
+            content = tensor.cpu().contiguous().view(torch.uint8).numpy().data
+            crc = zlib.crc32(content, crc)
+            file.write(content)
+    os.replace(temporary, data)
+    entry = {
+        "dtype": str(inputs[0].dtype).removeprefix("torch."),
+        "two_dimensional": inputs[0].dim() == 2,
+        "width": inputs[0].shape[1] if inputs[0].dim() == 2 else 1,
+        "lengths": [len(tensor) for tensor in inputs],
+        "crc32": crc,
+    }
+    temporary = index.with_name(f".{index.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(entry), encoding="utf-8")
+    os.replace(temporary, index)

@@ -1,0 +1,113 @@
+"""Where a run computes: the device, the precision, and the processes that share the work.
+
+Started by ``torchrun --nproc-per-node N`` every process holds the whole model and takes every N-th
+utterance of each batch; gradients are summed, so N processes take the steps that one would.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called ``name``; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {name!r} can't be used: give auto, cpu, cuda or cuda:N"
+        ) from error
+
+
+def resolve_precision(name: str | None, device: torch.device) -> str:
+    """Return the precision called ``name``, by default bf16 on CUDA and fp32 elsewhere."""
+    return name or ("bf16" if device.type == "cuda" else "fp32")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; by itself there is one.
+
+    Attributes:
+        rank: Number of this process; 0 writes.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process leaves files and prints."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Return the part of ``items`` that this process works on."""
+        return items[self.rank :: self.size]
+
+    def gather(self, part: Sequence[Any]) -> list[Any]:
+        """Return all items in their order from the parts of every process."""
+        if self.size == 1:
+            return list(part)
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, list(part))
+        total = sum(map(len, parts))
+        return [parts[i % self.size][i // self.size] for i in range(total)]
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of every process in place; where all lack one it stays away."""
+        if self.size == 1:
+            return
+        trained = [p for p in parameters if p.requires_grad]
+        present = [float(p.grad is not None) for p in trained]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = torch.cat([*(g.flatten() for g in grads), grads[0].new_tensor(present)])
+        dist.all_reduce(flat)
+        *totals, used = flat.split([*(p.numel() for p in trained), len(trained)])
+        for parameter, total, count in zip(trained, totals, used.tolist(), strict=True):
+            parameter.grad = total.view_as(parameter) if count else None
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a scalar over the processes."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process; waits for them, not for the device."""
+        return any(self.gather([flag] if self.size > 1 else [])) or flag
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.any(False)
+
+    def seed(self, seed: int) -> None:
+        """Let dropout and masking differ between processes; the first keeps its random state."""
+        if self.rank:
+            torch.manual_seed(seed + 1_000_003 * self.rank)
+
+
+def join_world(device: torch.device) -> World:
+    """Return the processes that torchrun started, or one: NCCL between GPUs, gloo on the CPU."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return World(dist.get_rank(), dist.get_world_size())

@@ -1,0 +1,218 @@
+"""Inputs computed once: frozen features, and the cache on disk."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import train
+from data.inputs import load_inputs, model_input
+from data.timit import Utterance, load_timit
+from models import build_model
+from models.checkpoint import load_checkpoint
+from models.tasks import CTCTask
+
+WAVEFORM = {"kind": "waveform", "normalize": True}
+LOG_MEL = {"kind": "log_mel", "num_mels": 80, "audio_ctx": 3.0}
+
+
+@pytest.fixture(scope="module")
+def utterances(small_corpus: Path) -> list[Utterance]:
+    return load_timit(small_corpus, "dev")
+
+
+@pytest.fixture
+def frozen(randomise: Any) -> CTCTask:
+    model = randomise(build_model("w2v2-demo", vocab_size=9), 0.02).double()
+    model.feature_encoder.requires_grad_(False)
+    return CTCTask(model, blank_id=0)
+
+
+def test_features_computed_once_give_the_loss_and_gradients_of_the_plain_path(
+    frozen: CTCTask, utterances: list[Utterance]
+) -> None:
+    waveforms = [model_input(u, WAVEFORM).double() for u in utterances]
+    targets = [[1, 2, 3], [4, 5], [6]]
+    results = []
+    for inputs in (waveforms, [frozen.prepare(waveform) for waveform in waveforms]):
+        frozen.model.zero_grad()
+        loss = frozen.loss(inputs, targets)
+        loss.backward()
+        grads = [p.grad.clone() for p in frozen.model.parameters() if p.grad is not None]
+        results.append((loss.detach(), grads))
+    (plain, plain_grads), (fast, fast_grads) = results
+    assert plain > 1
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
+    torch.testing.assert_close(fast_grads, plain_grads, rtol=0, atol=1e-10)
+
+
+def test_features_computed_once_decode_to_the_same(
+    frozen: CTCTask, utterances: list[Utterance]
+) -> None:
+    waveforms = [model_input(u, WAVEFORM).double() for u in utterances]
+    plain = frozen.decode(waveforms)
+    assert any(plain)
+    assert frozen.decode([frozen.prepare(waveform) for waveform in waveforms]) == plain
+
+
+def test_nothing_is_computed_beforehand_where_the_feature_encoder_trains(
+    utterances: list[Utterance],
+) -> None:
+    task = CTCTask(build_model("w2v2-demo", vocab_size=9), blank_id=0)
+    waveform = model_input(utterances[0], WAVEFORM)
+    assert task.prepare(waveform) is waveform
+
+
+class _Counter:
+    """Computes inputs and counts them."""
+
+    def __init__(self, frontend: dict[str, Any]) -> None:
+        self.frontend, self.count = frontend, 0
+
+    def __call__(self, utterance: Utterance) -> Tensor:
+        self.count += 1
+        return model_input(utterance, self.frontend)
+
+
+@pytest.mark.parametrize("frontend", [WAVEFORM, LOG_MEL], ids=["waveform", "log-mel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cached_inputs_are_the_computed_ones(
+    utterances: list[Utterance], tmp_path: Path, frontend: dict[str, Any], dtype: torch.dtype
+) -> None:
+    def compute(utterance: Utterance) -> Tensor:
+        return model_input(utterance, frontend).to(dtype)
+
+    expected = [compute(utterance) for utterance in utterances]
+    for _ in range(2):
+        cached = load_inputs(utterances, compute, frontend, tmp_path)
+        assert [tensor.dtype for tensor in cached] == [dtype] * len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(cached, expected, strict=True))
+
+
+def test_second_run_takes_the_cache(utterances: list[Utterance], tmp_path: Path) -> None:
+    counter = _Counter(LOG_MEL)
+    for _ in range(2):
+        load_inputs(utterances, counter, LOG_MEL, tmp_path)
+    assert counter.count == len(utterances)
+
+
+def _cut(folder: Path) -> None:
+    path = next(folder.glob("*.bin"))
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def _flip(folder: Path) -> None:
+    path = next(folder.glob("*.bin"))
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+
+
+def _garble(folder: Path) -> None:
+    next(folder.glob("*.json")).write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [(_cut, "is cut short"), (_flip, "another checksum"), (_garble, "is broken")],
+    ids=["cut", "flipped", "garbled"],
+)
+def test_damaged_cache_is_computed_anew_with_a_line_that_says_so(
+    utterances: list[Utterance],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    named: str,
+) -> None:
+    expected = load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, tmp_path)
+    expected = [tensor.clone() for tensor in expected]
+    damage(tmp_path)
+    capsys.readouterr()
+    counter = _Counter(WAVEFORM)
+    again = load_inputs(utterances, counter, WAVEFORM, tmp_path)
+    assert named in capsys.readouterr().err
+    assert counter.count == len(utterances)
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+
+
+def test_cache_of_other_weights_or_recordings_is_not_used(
+    utterances: list[Utterance], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM | {"weights": "a"}, tmp_path)
+    others = (
+        (utterances, WAVEFORM | {"weights": "b"}),
+        (utterances[:2], WAVEFORM | {"weights": "a"}),
+    )
+    for wanted, about in others:
+        capsys.readouterr()
+        counter = _Counter(WAVEFORM)
+        load_inputs(wanted, counter, about, tmp_path)
+        assert counter.count == len(wanted)
+        assert "no cache for these recordings and weights" in capsys.readouterr().err
+
+
+def test_recording_changed_since_is_computed_anew(
+    utterances: list[Utterance], tmp_path: Path
+) -> None:
+    load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, tmp_path)
+    stat = utterances[0].path.stat()
+    os.utime(utterances[0].path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    counter = _Counter(WAVEFORM)
+    load_inputs(utterances, counter, WAVEFORM, tmp_path)
+    assert counter.count == len(utterances)
+
+
+def test_run_is_the_same_with_features_computed_once_kept_on_disk_or_each_step(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    common = ["--model", "w2v2-demo", "--data", str(small_corpus), "--steps", "4", "--device"]
+    common += ["cpu", "--batch-seconds", "4", "--freeze", "feature_encoder", "--sparsity", "0.5"]
+    cache = ["--cache", str(tmp_path / "cache")]
+    for name, flags in {"plain": ["--no-precompute"], "once": [], "disk": cache}.items():
+        assert train.main([*common, "--out", str(tmp_path / name), *flags]) == 0
+    weights = {
+        n: dict(load_checkpoint(tmp_path / n / "last.pt").model.state_dict())
+        for n in ("plain", "once", "disk")
+    }
+    assert all(torch.equal(weights["once"][n], weights["disk"][n]) for n in weights["once"])
+    for name, value in weights["plain"].items():
+        torch.testing.assert_close(weights["once"][name], value, rtol=0, atol=2e-4, msg=name)
+
+
+def test_step_out_of_memory_names_the_batch_and_the_flag(
+    small_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def exhaust(*args: Any) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(CTCTask, "loss", exhaust)
+    argv = ["--model", "w2v2-demo", "--data", str(small_corpus), "--out", str(tmp_path / "run")]
+    assert train.main([*argv, "--device", "cpu", "--steps", "2", "--batch-seconds", "4"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "out of memory at step 1, on" in line
+    assert "lower --batch-seconds" in line
+
+
+def test_more_processes_than_utterances_are_refused(
+    small_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from models.device import World
+
+    class Many(World):
+        def gather(self, part: Any) -> list[Any]:
+            return list(part)
+
+    monkeypatch.setattr(train, "join_world", lambda device: Many(0, 1000))
+    argv = ["--model", "w2v2-demo", "--data", str(small_corpus), "--out", str(tmp_path / "run")]
+    assert train.main([*argv, "--device", "cpu", "--steps", "2"]) == 2
+    assert "1000 processes for 27 utterances: start fewer" in capsys.readouterr().err
