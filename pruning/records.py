@@ -1,0 +1,377 @@
+"""Read finished run folders into compact records, keep them as JSON, list them as CSV."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pruning.schedules import SCHEDULES
+
+Record = dict[str, Any]
+
+FORMAT = "parp-runs"
+VERSION = 1
+CURVE_POINTS = 60
+REQUIRED_RESULTS = (
+    "model",
+    "method",
+    "target",
+    "seed",
+    "steps",
+    "sparsity",
+    "protocol",
+    "dev",
+    "pruning",
+    "cost",
+    "tensors",
+    "bytes",
+)
+ENVIRONMENT = ("versions", "git", "device")
+AXES = ("model", "target", "method", "sparsity", "lr", "seed", "steps")
+COUNTS = ("substitutions", "deletions", "insertions", "reference_tokens")
+
+
+@dataclass
+class Runs:
+    """Finished runs and what was computed from several of them.
+
+    Attributes:
+        records: One record for each run, see :func:`load_records`.
+        folders: Folder of each run that was read from one, by its name.
+        overlaps: Intersection over union of the masks of two runs, by their names.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    folders: dict[str, Path] = field(default_factory=dict)
+    overlaps: dict[frozenset[str], float] = field(default_factory=dict)
+
+
+def load_records(paths: Sequence[Path]) -> list[Record]:
+    """Read the records of all finished runs under ``paths``, sorted by what was run.
+
+    A record has "name" (of the run folder), "options", "recipe" and "environment" of config.json,
+    "results" (results.json), "curves" ("train" thinned, "dev", "reprune") and "utterances"
+    ("utt_id", "speaker" and "operations" of each test utterance).
+
+    Args:
+        paths: Run folders, folders that hold some at any depth, or runs.json files of a report.
+
+    Raises:
+        ValueError: If there is no finished run, a file is damaged, or two runs have one name.
+    """
+    return load_runs(paths).records
+
+
+def load_runs(paths: Sequence[Path]) -> Runs:
+    """Read what :func:`load_records` reads, with the folders and the overlaps known so far."""
+    runs = Runs()
+    found: list[Record] = []
+    folders: dict[Path, None] = {}  # a set in order
+    for path in map(Path, paths):
+        if path.is_file():
+            found += _read_runs_file(path, runs)
+        else:
+            folders |= dict.fromkeys(_finished_folders(path))
+    runs.folders = _named(list(folders))
+    found += [_read_folder(folder, name) for name, folder in runs.folders.items()]
+    known: dict[str, Record] = {}
+    for record in found:
+        if known.setdefault(record["name"], record) != record:
+            raise ValueError(
+                f"two different runs are called {record['name']!r}: rename one of the folders"
+            )
+    runs.records = sorted(known.values(), key=lambda record: (*sort_key(record), record["name"]))
+    return runs
+
+
+def dump_runs(runs: Runs) -> str:
+    """Return the content of runs.json: the records, a line each, and the overlaps."""
+    lines = [json.dumps(record, separators=(",", ":")) for record in runs.records]
+    overlaps = [
+        json.dumps({"runs": sorted(names), "iou": iou}, separators=(",", ":"))
+        for names, iou in sorted(runs.overlaps.items(), key=lambda item: sorted(item[0]))
+    ]
+    return (
+        f'{{"format":"{FORMAT}","version":{VERSION},\n"runs":[\n'
+        + ",\n".join(lines)
+        + '\n],\n"overlaps":[\n'
+        + ",\n".join(overlaps)
+        + "\n]}\n"
+    )
+
+
+def _finished_folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise ValueError(f"{path} does not exist: give a run folder, or a runs.json of a report")
+    folders = [file.parent for file in sorted(path.rglob("results.json"))]
+    folders = [folder.resolve() for folder in folders if (folder / "config.json").is_file()]
+    if not folders:
+        raise ValueError(
+            f"no results.json under {path}: finish a run, or give a folder of finished runs or "
+            "the runs.json of a report"
+        )
+    return folders
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Name folders by their own name, with as many parents as it takes to tell them apart."""
+    depth = 1
+    while len(names := {"/".join(path.parts[-depth:]): path for path in folders}) < len(folders):
+        depth += 1
+    return names
+
+
+def _read_json(path: Path, lines: bool = False) -> Any:
+    """Read a JSON file, or the list of values in a file of JSON lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return (
+            [json.loads(line) for line in text.split("\n") if line] if lines else json.loads(text)
+        )
+    except OSError as error:
+        raise ValueError(
+            f"cannot read {path}: {error.strerror or error}; run it again, or leave it out"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): run it again, or leave it out") from None
+
+
+def _read_folder(folder: Path, name: str) -> Record:
+    config = _read_json(folder / "config.json")
+    events = _read_json(folder / "metrics.jsonl", lines=True)
+    try:
+        record = {
+            "name": name,
+            "options": config["options"],
+            "recipe": config["recipe"],
+            "environment": {key: config[key] for key in ENVIRONMENT},
+            "results": _read_json(folder / "results.json"),
+            "curves": _curves(events),
+            "utterances": [
+                {key: line[key] for key in ("utt_id", "speaker", "operations")}
+                for line in _read_json(folder / "test.jsonl", lines=True)
+            ],
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is no run of this version ({error}): run it again") from None
+    _check(record, folder)
+    return record
+
+
+def _read_runs_file(path: Path, runs: Runs) -> list[Record]:
+    content = _read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is no report's runs.json: give one, or a run folder")
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"{path} is of version {content.get('version')}, this program reads {VERSION}: "
+            "use the program that wrote it"
+        )
+    for record in content["runs"]:
+        _check(record, path)
+    overlaps = {frozenset(entry["runs"]): entry["iou"] for entry in content["overlaps"]}
+    runs.overlaps |= overlaps
+    return list(content["runs"])
+
+
+def _check(record: Record, path: Path) -> None:
+    results = record["results"]
+    missing = [key for key in REQUIRED_RESULTS if key not in results]
+    if not missing and rate_name(record) not in results:
+        missing = ["per or wer"]
+    if missing:
+        raise ValueError(
+            f"the results in {path} lack {', '.join(missing)}: run it again with this version"
+        )
+
+
+def _curves(events: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    curves: dict[str, list[dict[str, Any]]] = {"train": [], "dev": [], "reprune": []}
+    train: dict[int, list[dict[str, Any]]] = {}
+    for event in events:
+        values = {key: value for key, value in event.items() if key != "event"}
+        if event["event"] == "train":
+            kept = {key: values[key] for key in ("stage", "step", "loss", "lr")}
+            train.setdefault(values["stage"], []).append(kept)
+        elif event["event"] in curves:
+            curves[event["event"]].append(values)
+    for points in train.values():
+        every = math.ceil(len(points) / CURVE_POINTS)
+        curves["train"] += points[::-1][::every][::-1]  # from the end: the last one stays
+    return curves
+
+
+def rate_name(record: Record) -> str:
+    """Return the name of the rate that decides: "per", or "wer"."""
+    return "per" if "per" in record["results"] else "wer"
+
+
+def learning_rate(record: Record) -> float:
+    """Return the peak learning rate that was used, given on the command line or not."""
+    return float(record["recipe"]["lr"])
+
+
+def sparsity(record: Record) -> float:
+    """Return the sparsity asked for, 0 for a method that prunes nothing."""
+    results = record["results"]
+    return 0.0 if results["method"] == "dense" else float(results["sparsity"]["target"])
+
+
+def error_rate(record: Record, split: str = "test") -> float:
+    """Return the PER or WER on "test" or "dev", a fraction."""
+    results = record["results"]
+    return float((results if split == "test" else results["dev"])[rate_name(record)]["rate"])
+
+
+def method_rank(method: str) -> int:
+    """Return the place of a method in the order in which methods are listed."""
+    order = list(SCHEDULES)
+    return order.index(method) if method in order else len(order)
+
+
+def setting(record: Record, without: Iterable[str] = ("lr", "seed")) -> tuple[tuple[str, Any], ...]:
+    """Return what was run, as sorted pairs of option and value, but for some options."""
+    known = {"method": record["results"]["method"], "sparsity": sparsity(record)}
+    options = record["options"] | known | {"lr": learning_rate(record)}
+    return tuple((key, options[key]) for key in sorted(options) if key not in set(without))
+
+
+def differing_options(records: Sequence[Record]) -> list[str]:
+    """Return the options, beside those every table lists, in which the runs differ."""
+    names = {name for record in records for name in record["options"]} - set(AXES)
+    return sorted(
+        name for name in names if len({record["options"].get(name) for record in records}) > 1
+    )
+
+
+def sort_key(record: Record) -> tuple[Any, ...]:
+    """Return what runs are sorted by: model, target, other options, method, sparsity, lr, seed."""
+    results, options = record["results"], record["options"]
+    others = [(key, str(options[key])) for key in sorted(options) if key not in AXES]
+    method = results["method"]
+    place = (method_rank(method), method, sparsity(record))
+    end = (learning_rate(record), results["seed"], results["steps"])
+    return (results["model"], results["target"], *place, others, *end)
+
+
+def choose_tuned(records: Sequence[Record]) -> set[str]:
+    """Return the names of the runs at the learning rate that dev chose for their setting.
+
+    Runs that differ in nothing but learning rate and seed compete. Chosen is the rate whose dev
+    error, averaged over the seeds that all rates have in common, is lowest; the lower rate among
+    equals. Where they have no seed in common, each is averaged over its own seeds.
+    """
+    settings: dict[Any, dict[float, list[Record]]] = {}
+    for record in records:
+        rates = settings.setdefault(setting(record), {})
+        rates.setdefault(learning_rate(record), []).append(record)
+    chosen = set()
+    for rates in settings.values():
+        best = min(rates, key=lambda lr: (tuning_error(rates, lr), lr))
+        chosen |= {record["name"] for record in rates[best]}
+    return chosen
+
+
+def tuning_error(rates: Mapping[float, Sequence[Record]], lr: float) -> float:
+    """Return the mean dev error of ``lr`` by which :func:`choose_tuned` compares it."""
+    seeds = [{record["results"]["seed"] for record in runs} for runs in rates.values()]
+    shared = set.intersection(*seeds)
+    compared = [
+        error_rate(record, "dev")
+        for record in rates[lr]
+        if not shared or record["results"]["seed"] in shared
+    ]
+    return sum(compared) / len(compared)
+
+
+def write_csv(records: Sequence[Record], path: Path) -> None:
+    """Write results.csv: a line for each run, sorted; no timings, nothing of the machine.
+
+    Raises:
+        ValueError: If the file cannot be written.
+    """
+    write_files({path: results_csv(records).encode()})
+
+
+def results_csv(records: Sequence[Record]) -> str:
+    """Return the content of results.csv."""
+    chosen = choose_tuned(records)
+
+    def measured(record: Record) -> dict[str, Any]:
+        results, name = record["results"], rate_name(record)
+        test = results[name]
+        return {
+            "rate_name": name,
+            "test_rate": test["rate"],
+            "ci_low": test["ci95"][0],
+            "ci_high": test["ci95"][1],
+            "dev_rate": error_rate(record, "dev"),
+            **{count: test[count] for count in COUNTS},
+            "sparsity_in_scope": results["sparsity"]["in_scope"],
+            "sparsity_whole_model": results["sparsity"]["whole_model"],
+            "fine_tuning_runs": results["cost"]["fine_tuning_runs"],
+            "total_steps": results["cost"]["steps"],
+            "chosen": int(record["name"] in chosen),
+        }
+
+    return _csv(records, measured)
+
+
+def costs_csv(records: Sequence[Record]) -> str:
+    """Return the content of costs.csv: what depends on the machine."""
+
+    def measured(record: Record) -> dict[str, Any]:
+        results = record["results"]
+        return {
+            "training_seconds": results["cost"]["training_seconds"],
+            "wall_seconds": results["wall_seconds"],
+            "real_time_factor": results["real_time_factor"],
+            "device": record["environment"]["device"],
+        }
+
+    return _csv(records, measured)
+
+
+def _csv(records: Sequence[Record], measured: Callable[[Record], dict[str, Any]]) -> str:
+    differing = differing_options(records)
+    rows = []
+    for record in sorted(records, key=sort_key):
+        results = record["results"]
+        axes = {key: results[key] for key in AXES if key in results}
+        axes |= {"sparsity": sparsity(record), "lr": learning_rate(record)}
+        others = {name: record["options"].get(name) for name in differing}
+        rows.append({key: axes[key] for key in AXES} | others | measured(record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files that are wholly computed: all under temporary names first, then renamed.
+
+    Raises:
+        ValueError: If a folder or a file cannot be written.
+    """
+    temporaries: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporaries[path] = temporary
+            temporary.write_bytes(content)
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {error.filename}: {error.strerror or error}; give another --out"
+        ) from None
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,313 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from pruning.groups import build_groups, layer_and_role
+from pruning.records import dump_runs, load_records, load_runs
+from pruning.report import main
+from tests.run_folders import write_run
+
+METHODS = ("mpi", "omp", "parp")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of four methods, two sparsities and two seeds; of parp another learning rate too."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        write_run(root / f"dense-{seed}", "dense", seed=seed)
+        for sparsity in (0.5, 0.7):
+            for method in METHODS:
+                rate = 0.2 + 0.2 * sparsity
+                write_run(
+                    root / f"{method}-{sparsity}-{seed}", method, sparsity, seed=seed, rate=rate
+                )
+    write_run(root / "parp-0.5-high", sparsity=0.5, lr=1e-3, dev_rate=0.9)
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of these runs, plots included."""
+    out = tmp_path_factory.mktemp("out") / "report"
+    assert main([str(runs), "--out", str(out)]) == 0
+    return out
+
+
+def _page(tmp_path: Path) -> str:
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--no-plots"]) == 0
+    return (tmp_path / "out" / "results.md").read_text()
+
+
+def _row(page: str, start: str) -> list[str]:
+    line = next(line for line in page.splitlines() if line.startswith(start))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
+    capsys.readouterr()
+    try:
+        status = main([str(argument) for argument in argv])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    errors = capsys.readouterr().err
+    assert status == 2
+    assert len(errors.splitlines()) == 1, errors
+    return errors
+
+
+def test_page_and_tables_are_the_same_from_runs_json(report: Path, tmp_path: Path) -> None:
+    assert main([str(report / "runs.json"), "--out", str(tmp_path)]) == 0
+    for name in ("results.md", "results.csv", "costs.csv", "runs.json"):
+        assert (tmp_path / name).read_bytes() == (report / name).read_bytes(), name
+
+
+def test_report_holds_nothing_but_its_files(report: Path) -> None:
+    names = {path.name for path in report.iterdir()}
+    kinds = ("error_vs_sparsity", "iou", "sparsity_by_layer", "revival", "learning_curves", "cost")
+    plots = {f"{kind}-w2v2-demo-phone.png" for kind in kinds}
+    assert names == plots | {"runs.json", "results.csv", "costs.csv", "results.md"}
+
+
+def test_plots_are_pictures_of_moderate_size(report: Path) -> None:
+    for path in report.glob("*.png"):
+        pixels = image.imread(path)
+        assert min(pixels.shape[:2]) > 200, path
+        assert len(np.unique(pixels @ [1.0, 300.0, 90_000.0, 0.0][: pixels.shape[-1]])) > 10, path
+        assert path.stat().st_size < 150_000, path
+
+
+def test_page_links_every_plot(report: Path) -> None:
+    page = (report / "results.md").read_text()
+    assert all(f"]({path.name})" in page for path in report.glob("*.png"))
+
+
+def test_main_table_gives_the_mean_over_the_seeds_of_the_chosen_rate(
+    report: Path, runs: Path
+) -> None:
+    row = _row((report / "results.md").read_text(), "| parp | 0.5 |")
+    records = [r for r in load_records([runs]) if r["name"] in ("parp-0.5-0", "parp-0.5-1")]
+    rate = np.mean([record["results"]["per"]["rate"] for record in records])
+    assert row[4].startswith(f"{rate:.4f} [")
+    assert row[2:4] == ["0.500000", "0.2500"]
+    assert row[5:] == ["0.2000", "0.0001", "2", "1", "200", "60"]
+
+
+def test_learning_rates_that_were_not_chosen_are_shown(report: Path) -> None:
+    page = (report / "results.md").read_text()
+    assert _row(page, "| parp | 0.5 | 0.001 |")[4] == "0.9000"
+    assert _row(page, "| parp | 0.5 | 0.0001 |")[-1] == "chosen"
+
+
+def test_each_method_is_tested_against_dense_and_the_baselines(report: Path) -> None:
+    page = (report / "results.md").read_text().split("### Paired tests")[1]
+    for other in ("dense", "mpi", "omp"):
+        row = _row(page, f"| parp | 0.7 | {other} |")
+        assert len(row[5].split(", ")) == 2  # a test for each seed
+
+
+def test_overlaps_stand_beside_those_of_random_masks(report: Path, runs: Path) -> None:
+    page = (report / "results.md").read_text().split("### Overlap of the masks")[1]
+    assert "Sparsity 0.5; two independent random masks: 0.333." in page
+    overlaps = load_runs([report / "runs.json"]).overlaps
+    pairs = [overlaps[frozenset((f"mpi-0.5-{seed}", f"parp-0.5-{seed}"))] for seed in (0, 1)]
+    assert _row(page, "| mpi |")[-1] == f"{np.mean(pairs):.3f}"
+    assert "Between the seeds of a method" in page
+
+
+def test_overlaps_are_of_runs_that_differ_in_one_thing(report: Path) -> None:
+    overlaps = load_runs([report / "runs.json"]).overlaps
+    assert frozenset(("mpi-0.5-0", "mpi-0.5-1")) in overlaps
+    for names in overlaps:
+        first, second = (name.split("-") for name in names)
+        assert sum(a != b for a, b in zip(first, second, strict=True)) == 1
+        assert "dense" not in (first[0], second[0])
+
+
+def test_overlap_between_targets_is_reported(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "phone")
+    write_run(tmp_path / "runs" / "text", target="text")
+    page = _page(tmp_path)
+    row = _row(page.split("of two targets")[1], "| parp | 0.5 |")
+    assert row[2:] == ["w2v2-demo, phone", "w2v2-demo, text", "1.000", "0.333"]
+
+
+def test_one_seed_is_said_to_be_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "run")
+    assert "Every number is of one seed" in _page(tmp_path)
+
+
+def test_several_seeds_are_not_said_to_be_one(report: Path) -> None:
+    assert "one seed:" not in (report / "results.md").read_text()
+
+
+def test_page_names_protocol_revision_versions_and_device(report: Path) -> None:
+    page = (report / "results.md").read_text()
+    for wanted in (
+        "24 utterances, 6 speakers",
+        "Seeds: 0, 1.",
+        "0123456789ab",
+        "torch 2.14.0",
+        "cpu",
+    ):
+        assert wanted in page
+
+
+def test_what_is_absent_has_no_section(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "run", "dense")
+    page = _page(tmp_path)
+    for title in ("Revival", "Overlap", "Paired tests", "Where the zeros", "Plots", "against cost"):
+        assert title not in page
+
+
+def test_other_options_make_groups_and_pruning_options_make_methods(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", subset="10min")
+    write_run(tmp_path / "b", subset="1h")
+    write_run(tmp_path / "c", subset="1h", prune_every=5)
+    groups = build_groups(load_records([tmp_path]))
+    assert {group.title: group.labels for group in groups} == {
+        "w2v2-demo, phone, subset 10min": ["parp prune_every=50"],
+        "w2v2-demo, phone, subset 1h": ["parp prune_every=5", "parp prune_every=50"],
+    }
+    assert {group.slug for group in groups} == {
+        "w2v2-demo-phone-subset-10min",
+        "w2v2-demo-phone-subset-1h",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "role"),
+    [
+        ("encoder.layers.3.ffn.fc1.bias", "encoder 3", "ffn.fc1.bias"),
+        ("layers.11.attention.q_proj.weight", "layer 11", "attention.q_proj.weight"),
+        ("head.weight", "-", "head.weight"),
+    ],
+)
+def test_parameter_names_are_layer_and_role(name: str, layer: str, role: str) -> None:
+    assert layer_and_role(name) == (layer, role)
+
+
+def test_shares_of_zeros_are_counted_over_the_runs(runs: Path) -> None:
+    (group,) = build_groups(load_records([runs]))
+    shares = group.at(0.5)[0].zero_shares([0])
+    assert shares == {("encoder 0",): 0.5, ("encoder 1",): 0.5}
+
+
+def test_compare_prints_both_tests_and_writes_nothing(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [str(runs / name) for name in ("parp-0.5-0", "mpi-0.5-0")]
+    assert main(["--compare", *folders]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["parp-0.5-0", "mpi-0.5-0"]
+    assert "paired bootstrap over 6 speakers" in lines[2]
+    assert lines[3].startswith("MAPSSWE: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_compare_finds_runs_by_name_in_a_report(
+    report: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(report / "runs.json"), "--compare", "dense-0", "dense-0"]) == 0
+    assert "difference +0.0000" in capsys.readouterr().out
+
+
+def test_compare_of_an_unknown_run_is_refused(
+    report: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _refused(capsys, report / "runs.json", "--compare", "dense-0", "nobody")
+    assert "nobody is neither a run folder nor the name of a run (dense-0" in line
+
+
+def test_compare_of_a_folder_of_many_runs_is_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "holds 15 runs: give one" in _refused(capsys, "--compare", runs, runs / "dense-0")
+
+
+def test_compare_of_other_utterances_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [write_run(tmp_path / str(n), operations=["=="] * n) for n in (2, 3)]
+    assert "different utterances (2 and 3)" in _refused(capsys, "--compare", *folders)
+
+
+def test_compare_of_other_targets_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [write_run(tmp_path / target, target=target) for target in ("phone", "text")]
+    assert "compare runs with the same target" in _refused(capsys, "--compare", *folders)
+
+
+def test_out_that_is_a_file_is_refused_and_kept(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert "file is a file: give a folder" in _refused(capsys, runs, "--out", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_no_finished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = _refused(capsys, tmp_path, "--out", tmp_path / "out")
+    assert f"no results.json under {tmp_path}: finish a run, or give" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("argv", [[], ["runs"], ["--out", "x"]])
+def test_flags_that_say_nothing_to_do_are_refused(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "give RUNS and --out DIR, or --compare" in _refused(capsys, *argv)
+
+
+def test_out_without_runs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--out needs RUNS" in _refused(capsys, "--compare", "a", "b", "--out", "x")
+
+
+def test_damaged_masks_leave_the_report_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [write_run(tmp_path / "runs" / str(seed), seed=seed) for seed in (0, 1)]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.md").write_text("old")
+    (folders[0] / "masks.pt").write_bytes(b"damaged")
+    line = _refused(capsys, tmp_path / "runs", "--out", tmp_path / "out", "--no-plots")
+    assert "masks.pt is no mask file" in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.md"]
+    assert (tmp_path / "out" / "results.md").read_text() == "old"
+
+
+def test_missing_masks_leave_the_overlaps_out(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        (write_run(tmp_path / "runs" / str(seed), seed=seed) / "masks.pt").unlink()
+    assert "Overlap" not in _page(tmp_path)
+
+
+def test_missing_matplotlib_is_one_line_and_writes_nothing_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "runs" / "run")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.md").write_text("old")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    line = _refused(capsys, tmp_path / "runs", "--out", tmp_path / "out")
+    assert 'pip install -e ".[plot]"' in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.md"]
+    assert (tmp_path / "out" / "results.md").read_text() == "old"
+
+
+def test_an_older_report_is_replaced(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "run")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.md").write_text("old")
+    assert "w2v2-demo, phone" in _page(tmp_path)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_runs_json_has_a_line_for_each_run(runs: Path) -> None:
+    text = dump_runs(load_runs([runs]))
+    assert sum(line.startswith('{"name"') for line in text.splitlines()) == 15

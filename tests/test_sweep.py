@@ -1,0 +1,475 @@
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruning import sweep, sweep_config
+
+ROOT = Path(__file__).parent.parent
+FLAGS = {
+    **{"model": "w2v2|w2v2-demo", "method": "STR", "target": "phone|char", "data": "STR"},
+    **{"sparsity": "FLOAT", "lr": "FLOAT", "seed": "INT", "steps": "INT", "biases": "BOOL"},
+    **{"out": "STR", "device": "STR", "resume": "STR", "reuse": "STR", "config": "FILE.toml"},
+}
+
+# Its dev error is lowest at lr 0.002 for omp, at 0.001 else; it wants what it reuses to be there.
+FAKE_TRAIN = """
+import argparse, json, os, re, signal, sys, time
+from pathlib import Path
+parser = argparse.ArgumentParser()
+parser.add_argument("--biases", action=argparse.BooleanOptionalAction)
+for name in ("model", "method", "target", "data", "out", "device", "resume", "reuse"):
+    parser.add_argument("--" + name, metavar="STR")
+for name, kind in {"sparsity": float, "lr": float, "seed": int, "steps": int}.items():
+    parser.add_argument("--" + name, type=kind, metavar=kind.__name__.upper(), default=kind())
+options = vars(parser.parse_args())
+out, device, resume, reuse = (options.pop(key) for key in ("out", "device", "resume", "reuse"))
+out = Path(out)
+if reuse and not (Path(reuse) / "results.json").is_file():
+    sys.exit(reuse + " is not finished")
+if re.search(os.environ.get("FAKE_FAIL", "^$"), out.name):
+    print("some output"), sys.exit("fake: error: told to fail")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+out.mkdir(exist_ok=True)
+with open(out.parent / "starts.txt", "a") as starts:
+    starts.write(out.name + "\\n")
+config = {"options": options, "recipe": {"lr": options["lr"]}, "device": device}
+config |= {"versions": {}, "git": None}
+(out / "config.json").write_text(json.dumps(config))
+time.sleep(float(os.environ.get("FAKE_SLEEP", 0)))
+best = 0.002 if options["method"] == "omp" else 0.001
+rate = round(0.1 + abs(options["lr"] - best) + options["sparsity"] / 10 + options["seed"] / 100, 9)
+counts = {"substitutions": 1, "deletions": 0, "insertions": 0, "reference_tokens": 9}
+per = {"rate": rate, **counts, "ci95": [rate, rate]}
+results = {key: options[key] for key in ("model", "method", "target", "seed", "steps")}
+results["sparsity"] = {k: options["sparsity"] for k in ("target", "in_scope", "whole_model")}
+results |= {"per": per, "dev": {"per": per}, "protocol": "fake", "pruning": {}}
+results |= {"cost": {"fine_tuning_runs": 1, "steps": 1}, "tensors": {}, "bytes": {}}
+(out / "metrics.jsonl").write_text("")
+(out / "test.jsonl").write_text("")
+(out / "results.json").write_text(json.dumps(results))
+"""
+
+CONFIG = """
+out = "{out}"
+devices = ["cpu", "cpu"]
+[train]
+model = "w2v2-demo"
+[grid]
+method = ["dense", "mpi", "omp"]
+sparsity = [0.5, 0.7]
+seed = [0, 1]
+"""
+TUNED = CONFIG + "[tune]\nlr = [0.001, 0.002]\n"
+
+
+@pytest.fixture(autouse=True)
+def _fake_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "fake_train.py"
+    script.write_text(FAKE_TRAIN)
+    monkeypatch.setattr(sweep_config, "TRAIN_SCRIPT", script)
+
+
+def _write_config(folder: Path, text: str = CONFIG, out: str = "study") -> Path:
+    path = folder / f"{out}.toml"
+    path.write_text(text.replace("{out}", str(folder / out)))
+    return path
+
+
+def _load(folder: Path, text: str) -> sweep_config.SweepConfig:
+    return sweep_config.load_config(_write_config(folder, text), FLAGS)
+
+
+def _run(config: Path, *flags: str) -> int:
+    return sweep.main(["--config", str(config), *flags])
+
+
+def _start(config: Path, *flags: str, **environment: str) -> "subprocess.Popen[str]":
+    """Start a sweep as a process of its own, with the train script that is set here."""
+    code = (
+        "import pathlib, sys; from pruning import sweep, sweep_config\n"
+        "sweep.LOCK_SECONDS = 60.0\n"
+        f"sweep_config.TRAIN_SCRIPT = pathlib.Path({str(sweep_config.TRAIN_SCRIPT)!r})\n"
+        "sys.exit(sweep.main(sys.argv[1:]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "--config", str(config), *flags],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _end(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def _await(happened: Callable[[], Any], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, _end(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _finished(out: Path) -> set[str]:
+    return {path.parent.name for path in out.glob("*/results.json")}
+
+
+def _kill_all(process: "subprocess.Popen[str]", out: Path) -> None:
+    """Kill a sweep, then its runs, whatever has started them."""
+    process.kill()
+    process.wait()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if f"--out={out}/".encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def test_grid_expands_to_every_combination(tmp_path: Path) -> None:
+    text = CONFIG.replace('"omp"', '"parp"')
+    names = [run.name for run in sweep_config.first_runs(_load(tmp_path, text))]
+    pruned = [f"{m}-{s}-seed{k}" for m in ("mpi", "parp") for s in (0.5, 0.7) for k in (0, 1)]
+    assert names == ["dense-seed0", "dense-seed1", *pruned]
+
+
+def test_names_tell_all_values_that_vary(tmp_path: Path) -> None:
+    text = CONFIG + 'target = ["char"]\nbiases = [true]\n[tune]\nlr = [1e-4]\n'
+    names = [run.name for run in sweep_config.first_runs(_load(tmp_path, text))]
+    assert "char-omp-0.7-biasesTrue-lr0.0001-seed0" in names
+
+
+def test_dense_has_no_sparsity(tmp_path: Path) -> None:
+    dense = sweep_config.first_runs(_load(tmp_path, CONFIG))[0]
+    assert dense.options == {"model": "w2v2-demo", "method": "dense", "seed": 0}
+
+
+def test_omp_takes_over_from_the_dense_run_of_the_same_options(tmp_path: Path) -> None:
+    runs = {run.name: run for run in sweep_config.first_runs(_load(tmp_path, CONFIG))}
+    assert runs["omp-0.7-seed1"].source == "dense-seed1"
+    assert not runs["dense-seed1"].support
+
+
+def test_omp_alone_brings_its_dense_runs(tmp_path: Path) -> None:
+    text = CONFIG.replace('"dense", "mpi", ', "")
+    runs = sweep_config.first_runs(_load(tmp_path, text))
+    assert [run.name for run in runs if run.support] == ["dense-seed0", "dense-seed1"]
+    assert len(runs) == 6
+
+
+def test_imp_takes_over_from_the_imp_run_of_the_highest_sparsity(tmp_path: Path) -> None:
+    text = CONFIG.replace('"omp"', '"imp"')
+    runs = {run.name: run.source for run in sweep_config.first_runs(_load(tmp_path, text))}
+    assert runs["imp-0.5-seed1"] == "imp-0.7-seed1"
+    assert runs["imp-0.7-seed1"] is None
+
+
+def test_command_has_a_flag_for_each_option(tmp_path: Path) -> None:
+    config = _load(tmp_path, CONFIG + "biases = [false]\n")
+    run = next(run for run in sweep_config.first_runs(config) if "omp-0.5" in run.name)
+    command = sweep_config.train_command(config, run)
+    out = tmp_path / "study"
+    assert command[2:] == [
+        *("--model=w2v2-demo", "--method=omp", "--sparsity=0.5", "--seed=0", "--no-biases"),
+        f"--reuse={out}/dense-biasesFalse-seed0",
+        f"--out={out}/omp-0.5-biasesFalse-seed0",
+        "--resume=auto",
+    ]
+
+
+def test_flags_are_read_from_the_help_of_train_py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_config, "TRAIN_SCRIPT", ROOT / "train.py")
+    flags = sweep_config.train_flags()
+    known = {"lr": "FLOAT", "seed": "INT", "data": "STR", "zero_moments": "BOOL"}
+    assert flags.items() >= {**known, "granularity": "global|layerwise"}.items()
+    assert flags.keys() >= {*sweep_config.SET_BY_SWEEP} - {"help"}
+
+
+def test_other_seeds_take_the_value_that_is_best_on_dev(tmp_path: Path) -> None:
+    assert _run(_write_config(tmp_path, TUNED)) == 0
+    at_seed_1 = {name for name in _finished(tmp_path / "study") if name.endswith("seed1")}
+    assert at_seed_1 == {
+        "dense-lr0.001-seed1",
+        *(f"mpi-{sparsity}-lr0.001-seed1" for sparsity in (0.5, 0.7)),
+        *(f"omp-{sparsity}-lr0.002-seed1" for sparsity in (0.5, 0.7)),
+        "dense-lr0.002-seed1",  # for omp
+    }
+
+
+def test_equal_values_on_dev_leave_the_lower(tmp_path: Path) -> None:
+    config = _load(tmp_path, TUNED.replace("0.001, 0.002", "0.002, 0.001"))
+    first = sweep_config.first_runs(config)
+    chosen = sweep_config.chosen_runs(config, first, {run.name: 0.5 for run in first})
+    assert {run.options["lr"] for run in chosen} == {0.001}
+
+
+def test_results_list_the_runs_asked_for_and_no_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(_write_config(tmp_path, CONFIG.replace('"dense", ', ""))) == 0
+    with (tmp_path / "study" / "results.csv").open() as file:
+        assert {row["method"] for row in csv.DictReader(file)} == {"mpi", "omp"}
+    assert "omp-0.7-seed1: dev PER 0.1820, test PER 0.1820\n" in capsys.readouterr().out
+
+
+def test_finished_runs_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = _write_config(tmp_path)
+    assert _run(config) == 0
+    starts = (tmp_path / "study" / "starts.txt").read_text()
+    capsys.readouterr()
+    assert _run(config) == 0
+    assert capsys.readouterr().out.count("finished before, skipped") == 10
+    assert (tmp_path / "study" / "starts.txt").read_text() == starts
+
+
+def test_failing_run_stops_only_what_needs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = _write_config(tmp_path), tmp_path / "study"
+    monkeypatch.setenv("FAKE_FAIL", "dense-seed1")
+    assert _run(config) == 1
+    printed = capsys.readouterr().out
+    assert "dense-seed1: failed with exit status 1: fake: error: told to fail\n" in printed
+    assert "omp-0.5-seed1: skipped, for dense-seed1 did not finish\n" in printed
+    assert len(_finished(out)) == 7
+    assert not (out / "results.csv").exists()
+    monkeypatch.delenv("FAKE_FAIL")
+    assert _run(config) == 0
+    assert len(_finished(out)) == 10
+
+
+def test_failed_trial_leaves_out_the_seeds_that_it_decides_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "mpi-0.5-lr0.001-seed0")
+    assert _run(_write_config(tmp_path, TUNED)) == 1
+    assert "runs left out at other seeds: 1, for" in capsys.readouterr().out
+    assert {name for name in _finished(tmp_path / "study") if name.startswith("mpi-0.5")} == {
+        "mpi-0.5-lr0.002-seed0"
+    }
+
+
+def test_dry_run_prints_the_commands_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(_write_config(tmp_path, TUNED), "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11
+    assert all("--resume=auto --device=cpu" in line for line in lines[:-1])
+    assert lines[-1] == "and at the other seeds, with the values that are best on dev: 5"
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("[grid]", "[grid", "is not TOML"),
+        ("devices =", "machines =", "unknown key 'machines'"),
+        ("seed = [", "sede = [", "'sede' in .grid. is no option of train.py"),
+        ("seed = [0, 1]", "out = [0, 1]", "out in .grid. is for the sweep to set"),
+        ('"omp"', '"opm"', "method 'opm' is unknown: choose from dense, rp"),
+        ("0.7]", "1.0]", "sparsity 1.0 is out of range: give a fraction"),
+        ("0.7]", "-0.1]", "sparsity -0.1 is out of range: give a fraction"),
+        ("0.7]", '"none"]', "sparsity none is out of range: give a fraction"),
+        ("seed = [0, 1]", "seed = []", "seed in .grid. is .*: give a list of one value or more"),
+        ("seed = [0, 1]", "seed = 1", "seed in .grid. is 1: give a list of one value or more"),
+        ("seed = [0, 1]", "seed = [1, 1]", "seed in .grid. lists a value twice"),
+        ("seed = [0, 1]", "seed = [0.5]", "seed in .grid. is 0.5: give a whole number"),
+        ("seed = [0, 1]", 'biases = ["yes"]', "biases in .grid. is 'yes': give true or false"),
+        ("seed = [0, 1]", 'target = ["fone"]', "target in .grid. is 'fone': give phone|char"),
+        ("seed = [0, 1]", 'model = ["w2v2"]', "model is in .train. and in .grid.: leave one"),
+        ("seed = [0, 1]", "[tune]\nseed = [1]", "seed is in .tune.*: move it to .grid."),
+        ('model = "w2v2-demo"', 'model = ["w2v2"]', "model in .train. is a list"),
+        ('model = "w2v2-demo"', "", "no model is given"),
+        ('out = "{out}"', "", "out is None: give the folder"),
+        ('"cpu", "cpu"', "", "devices is .*: give a list"),
+        ('"cpu", "cpu"', '"gpu"', "device 'gpu' is unknown"),
+        ("[train]", "threads = 0\n[train]", "threads is 0: give a positive number"),
+        ("[train]", "tune = 3\n[train]", "tune is 3: give a table"),
+    ],
+)
+def test_wrong_config_is_refused_in_one_line(
+    tmp_path: Path, before: str, after: str, message: str
+) -> None:
+    assert before in CONFIG
+    with pytest.raises(ValueError, match=message) as caught:
+        _load(tmp_path, CONFIG.replace(before, after))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_values_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
+    config = _load(tmp_path, CONFIG + 'data = ["a/b", "a:b"]\n')
+    with pytest.raises(ValueError, match="two runs would share a folder"):
+        sweep_config.first_runs(config)
+
+
+def test_missing_config_is_the_users_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(tmp_path / "none.toml") == 2
+    assert "none.toml (No such file or directory): give the TOML" in capsys.readouterr().err
+
+
+def test_other_train_options_in_the_same_folder_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(_write_config(tmp_path)) == 0
+    before = (tmp_path / "study" / "results.csv").read_bytes()
+    assert _run(_write_config(tmp_path, CONFIG.replace("[grid]", "steps = 3\n[grid]"))) == 2
+    assert "other options in [train] (steps was None): repeat those" in capsys.readouterr().err
+    assert (tmp_path / "study" / "results.csv").read_bytes() == before
+
+
+def test_train_options_may_be_corrected_before_any_run_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_FAIL", ".")
+    assert _run(_write_config(tmp_path)) == 1
+    monkeypatch.delenv("FAKE_FAIL")
+    assert _run(_write_config(tmp_path, CONFIG.replace("[grid]", "steps = 3\n[grid]"))) == 0
+
+
+def test_terminated_sweep_goes_on_to_the_results_of_an_undisturbed_one(tmp_path: Path) -> None:
+    whole = _write_config(tmp_path, TUNED, "whole")
+    assert _run(whole) == 0
+    halves, out = _write_config(tmp_path, TUNED, "halves"), tmp_path / "halves"
+    process = _start(halves, FAKE_SLEEP="0.3")
+    _await(lambda: len(_finished(out)) >= 3, process)
+    process.terminate()
+    status, output = _end(process)
+    assert status == 130
+    assert f"go on with: python -m pruning.sweep --config {halves}\n" in output
+    assert len(_finished(out)) < 10
+    assert _run(halves) == 0
+    assert (out / "results.csv").read_bytes() == (tmp_path / "whole/results.csv").read_bytes()
+
+
+def test_run_that_a_killed_sweep_left_keeps_other_sweeps_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "LOCK_SECONDS", 0.2)
+    config, out = _write_config(tmp_path), tmp_path / "study"
+    process = _start(config, FAKE_SLEEP="4")
+    _await(lambda: len(list(out.glob("*/config.json"))) == 2, process)
+    assert _run(config) == 2
+    assert f"another sweep is running in {out}: wait" in capsys.readouterr().err
+    process.kill()
+    process.wait()
+    assert _run(config) == 2
+    assert "is a run that a killed sweep left alive: wait" in capsys.readouterr().err
+    monkeypatch.setattr(sweep, "LOCK_SECONDS", 10.0)
+    assert _run(config) == 0
+    assert (out / "starts.txt").read_text().splitlines().count("dense-seed0") == 1
+
+
+def test_missing_ray_says_how_to_install_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert _run(_write_config(tmp_path), "--ray") == 2
+    assert '--ray needs ray: pip install -e ".[ray]"' in capsys.readouterr().err
+
+
+def test_ray_task_stops_its_process_once_there_is_a_note(tmp_path: Path) -> None:
+    note, log = tmp_path / ".stop", tmp_path / "run.log"
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(130)); print('up')\n"
+    command = [sys.executable, "-c", code + "time.sleep(60)"]
+
+    def leave_note() -> None:
+        while not log.is_file() or "\nup" not in log.read_text():
+            time.sleep(0.02)
+        note.touch()
+
+    thread = threading.Thread(target=leave_note)
+    thread.start()
+    assert sweep.run_process(command, {}, log, note, tmp_path) == 130
+    thread.join()
+
+
+def test_ray_task_starts_nothing_where_there_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / ".stop").touch()
+    log = tmp_path / "run.log"
+    assert sweep.run_process(["none"], {}, log, tmp_path / ".stop", tmp_path) == 130
+    assert not log.exists()
+
+
+REAL = """
+out = "{out}"
+devices = ["cpu", "cpu"]
+threads = 1
+[train]
+model = "w2v2-demo"
+data = "{corpus}"
+steps = 4
+eval_every = 2
+batch_seconds = 4
+[grid]
+method = ["dense", "omp", "parp"]
+sparsity = [0.3, 0.5, 0.7]
+"""
+
+
+def _outcome(out: Path) -> tuple[bytes, dict[str, Any]]:
+    """Return results.csv, and zeros and shift of every tensor of every run."""
+    results = {
+        name: json.loads((out / name / "results.json").read_text()) for name in _finished(out)
+    }
+    return (out / "results.csv").read_bytes(), {name: results[name]["tensors"] for name in results}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    small_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[bytes, dict[str, Any]]:
+    """Outcome of a sweep with the real train.py that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("sweep")
+    config = _write_config(folder, REAL.replace("{corpus}", str(small_corpus)))
+    command = [sys.executable, "-m", "pruning.sweep", "--config", str(config)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    outcome = _outcome(folder / "study")
+    shutil.rmtree(folder)
+    return outcome
+
+
+@pytest.mark.parametrize("ray", [False, True], ids=["local", "ray"])
+def test_sweep_killed_twice_ends_with_the_results_of_an_undisturbed_one(
+    small_corpus: Path,
+    tmp_path: Path,
+    undisturbed: tuple[bytes, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    ray: bool,
+) -> None:
+    monkeypatch.setattr(sweep_config, "TRAIN_SCRIPT", ROOT / "train.py")
+    config = _write_config(tmp_path, REAL.replace("{corpus}", str(small_corpus)))
+    out, flags = tmp_path / "study", ["--ray"] * ray
+
+    process = _start(config, *flags)
+    _await(lambda: _finished(out) and len(list(out.glob("*/config.json"))) >= 3, process)
+    process.terminate()
+    assert _end(process)[0] == 130
+    known = _finished(out)
+    assert 1 <= len(known) < 7
+
+    process = _start(config, *flags)
+    _await(lambda: len(_finished(out)) > len(known), process)
+    _kill_all(process, out)
+    assert len(_finished(out)) < 7
+
+    status, output = _end(_start(config, *flags))
+    assert status == 0, output
+    assert _outcome(out) == undisturbed
+    assert json.loads((out / "omp-0.5/results.json").read_text())["cost"]["fine_tuning_runs"] == 2
