@@ -12,7 +12,7 @@ from torch import Tensor
 import train
 from data.inputs import load_inputs, model_input
 from data.timit import Utterance, load_timit
-from models import build_model
+from models import build_model, device
 from models.checkpoint import load_checkpoint
 from models.tasks import CTCTask
 
@@ -216,3 +216,15 @@ def test_more_processes_than_utterances_are_refused(
     argv = ["--model", "w2v2-demo", "--data", str(small_corpus), "--out", str(tmp_path / "run")]
     assert train.main([*argv, "--device", "cpu", "--steps", "2"]) == 2
     assert "1000 processes for 27 utterances: start fewer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fast", "warned"), [(False, True), (True, False)])
+def test_bf16_that_the_cpu_emulates_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fast: bool,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(device, "_has_fast_bf16", lambda: fast)
+    assert device.resolve_precision("bf16", torch.device("cpu")) == "bf16"
+    assert ("use --precision fp32" in capsys.readouterr().err) == warned

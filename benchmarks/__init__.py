@@ -1,0 +1,1 @@
+"""Timings of this project and of other libraries, alternating in one process."""
