@@ -1,15 +1,19 @@
 """Time ours and the peers on the CPU, alternately, and check that they compute the same.
 
-python -m benchmarks.cpu --json results.json
-python -m benchmarks.cpu --only reprune error-rate --threads 1
-python -m benchmarks.cpu --only whisper-short --data TIMIT --ckpt runs/.../best.pt
+python benchmarks/cpu.py --json results.json
+python benchmarks/cpu.py --only reprune error-rate --threads 1
+python benchmarks/cpu.py --only whisper-short --data TIMIT --ckpt runs/.../best.pt
 """
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks import reprune, scaling, seq2seq, wav2vec2
-from benchmarks.common import Item, Settings, build_parser, run_items
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the script's own folder is there, its parent is not
+
+from benchmarks import reprune, scaling, seq2seq, wav2vec2  # noqa: E402
+from benchmarks.common import Item, Settings, build_parser, run_items  # noqa: E402
 
 ITEMS: dict[str, Item] = {
     "w2v2-step": lambda settings: wav2vec2.step_item(settings, utterances=4),

@@ -1,16 +1,20 @@
 """Time ours and the peers on one GPU, alternately, and check that they compute the same.
 
-python -m benchmarks.gpu --json results.json
-python -m benchmarks.gpu --device cpu --smoke      # no GPU: does the code run?
+python benchmarks/gpu.py --json results.json
+python benchmarks/gpu.py --device cpu --smoke      # no GPU: does the code run?
 """
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from benchmarks import reprune, seq2seq, wav2vec2
-from benchmarks.common import Item, Settings, build_parser, run_items
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the script's own folder is there, its parent is not
+
+from benchmarks import reprune, seq2seq, wav2vec2  # noqa: E402
+from benchmarks.common import Item, Settings, build_parser, run_items  # noqa: E402
 
 ITEMS: dict[str, Item] = {
     "w2v2-step": lambda settings: wav2vec2.step_item(settings, settings.utterances),

@@ -7,10 +7,17 @@ import pytest
 from data.options import parse_options
 from models.recipes import recipe_of
 from pruning.schedules import build_schedule
+from pruning.sweep_config import first_runs, load_config, train_flags
 from train import TrainOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 RECIPES = [path for path in CONFIGS if not path.stem.endswith("-sweep")]
+
+
+@pytest.fixture(scope="module")
+def flags() -> dict[str, str]:
+    """What train.py takes."""
+    return train_flags()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -37,3 +44,13 @@ def test_librispeech_recipes_are_the_authors(
     )
     assert options.batch_seconds is not None
     assert options.batch_seconds * options.grad_accum == 1600  # seconds of audio an update
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path not in RECIPES], ids=lambda path: path.stem
+)
+def test_sweep_is_read_and_expands(path: Path, flags: dict[str, str]) -> None:
+    config = load_config(path, flags)
+    runs = first_runs(config)
+    assert {run.options["method"] for run in runs} == set(config.grid["method"])
+    assert len({run.name for run in runs}) == len(runs)
