@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.masks import apply_masks, check_pattern, magnitude_masks
+from pruning.masks import apply_masks, check_pattern, count_zeros, magnitude_masks
 
 Params = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
@@ -150,6 +150,7 @@ class Schedule:
         stages: Names of the fine-tuning runs that the method needs; each begins with the initial
             weights, and its best weights are handed to the next.
         takes_masks: Whether stage 0 may begin with the masks of another run.
+        holds_masks: Whether the first masks are also the last.
         rewinds: Whether stage 0 is dense, so that its early states may be rewound to.
         stage: Which of the stages is under way.
         num_steps: Optimizer steps of this stage.
@@ -159,6 +160,7 @@ class Schedule:
 
     stages: tuple[str, ...] = ("final",)
     takes_masks = True
+    holds_masks = False
     rewinds = False
 
     def __init__(self, options: PruneOptions) -> None:
@@ -209,11 +211,25 @@ class Schedule:
             stage: Index into ``stages``.
             previous: Best weights of the stage before; None in stage 0.
             transferred: Masks of another run to begin with instead of the method's own.
+
+        Raises:
+            ValueError: If the method holds its masks, and those are not of the target sparsity.
         """
+        if transferred and self.holds_masks:
+            self._check_sparsity(transferred)
         self.stage, self.num_steps = stage, num_steps
         self.first_masks = transferred or self.initial_masks(params, previous)
         self.masks = self.first_masks
         apply_masks(params, self.masks)
+
+    def _check_sparsity(self, masks: Masks) -> None:
+        dropped, total = count_zeros(masks)
+        if dropped != round(self.options.sparsity * total):
+            raise ValueError(
+                f"the masks to begin with drop {dropped / total:.4f} of the weights, which this "
+                f"method never changes, and the sparsity asked for is {self.options.sparsity:g}: "
+                "give the same"
+            )
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Do what the method does after optimizer step number ``step`` (from 1)."""

@@ -21,7 +21,6 @@ from pruning.masks import (
     largest_dropped,
     mask_changes,
     mask_iou,
-    measured_sparsity,
     random_masks,
 )
 
@@ -49,29 +48,7 @@ class MagnitudePruning(Schedule):
         after each step, which stops weight decay and momentum from moving them too.
     """
 
-    def start(
-        self,
-        params: Params,
-        num_steps: int,
-        stage: int = 0,
-        previous: Params | None = None,
-        transferred: Masks | None = None,
-    ) -> None:
-        """Begin a stage; masks from elsewhere have to be of the target sparsity.
-
-        Raises:
-            ValueError: If they are not.
-        """
-        if transferred is not None:
-            dropped = measured_sparsity(transferred)
-            total = sum(mask.numel() for mask in transferred.values())
-            if round(dropped * total) != round(self.options.sparsity * total):
-                raise ValueError(
-                    f"the masks to begin with drop {dropped:.4f} of the weights, which this method "
-                    f"never changes, and the sparsity asked for is {self.options.sparsity:g}: "
-                    "give the same"
-                )
-        super().start(params, num_steps, stage, previous, transferred)
+    holds_masks = True
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Set the dropped weights back to zero."""
