@@ -71,7 +71,7 @@ MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "step
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(DataOptions, FitOptions, PruneOptions):
-    """Options of the command line, a flag each: these and those of each package."""
+    """The run."""
 
     model: str = option("architecture", choices=tuple(MODEL_NAMES))
     method: str | None = option(

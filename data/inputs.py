@@ -27,7 +27,10 @@ FORMAT = 1  # raise it when the same utterance and frontend would give other num
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What is trained on and how it is presented; every field is a flag of train.py."""
+    """What is trained on.
+
+    Every field is a flag of train.py.
+    """
 
     data: str | None = option("TIMIT root, or demo; without it $TIMIT_ROOT, then data/TIMIT", None)
     subset: str | None = option(

@@ -8,6 +8,7 @@ default it is required.
 import argparse
 import dataclasses
 import importlib
+import inspect
 import math
 import re
 import sys
@@ -49,9 +50,18 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
     """Add a flag ``--some-field`` for each field of ``cls``, for a bool ``--no-some-field`` too.
 
     Each help ends with the default. Flags not given leave no attribute in the namespace. In a field
-    that may be None the word ``none`` stands for it.
+    that may be None the word ``none`` stands for it. Inherited fields are listed after those of
+    ``cls``, each class under the first line of its docstring.
     """
-    for field in dataclasses.fields(cls):
+    for owner in cls.__mro__:
+        own = [f for f in dataclasses.fields(cls) if f.name in inspect.get_annotations(owner)]
+        if own:
+            title = (owner.__doc__ or owner.__name__).split("\n")[0].rstrip(".")
+            _add_fields(parser.add_argument_group(title), cls, own)
+
+
+def _add_fields(group: Any, cls: type, fields: Sequence[dataclasses.Field[Any]]) -> None:
+    for field in fields:
         kind, optional = _field_type(cls, field)
         default = str(field.default)
         default = default.lower() if default in ("None", "True", "False") else default
@@ -67,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
             keywords["metavar"] = "|".join(map(str, choices)) if choices else kind.__name__.upper()
             keywords["type"] = _reader(kind, optional)
             keywords["choices"] = [*choices, *[None] * optional] if choices else None
-        parser.add_argument("--" + _kebab(field.name), **keywords)
+        group.add_argument("--" + _kebab(field.name), **keywords)
 
 
 def parse_options(cls: type[Options], argv: Sequence[str] | None, description: str) -> Options:

@@ -49,7 +49,10 @@ def _option(help: str, default: Any, choices: Any = None, positive: bool = False
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How a model is fine-tuned; every field is a flag of train.py, a recipe's default to it."""
+    """How the model is fine-tuned.
+
+    Every field is a flag of train.py; those of a recipe default to it.
+    """
 
     steps: int | None = _option("optimizer steps, in place of --epochs", None, positive=True)
     epochs: float | None = _option(f"passes over train; {defaults_of('epochs')}", None, None, True)

@@ -33,7 +33,9 @@ def _option(help: str, default: Any, choices: Any = None, positive: bool = False
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions:
-    """What decides which weights are pruned and when; every field is a flag of train.py.
+    """Which weights are pruned and when.
+
+    Every field is a flag of train.py.
 
     Raises:
         ValueError: If a value is out of range.
