@@ -215,8 +215,14 @@ class Schedule:
             transferred: Masks of another run to begin with instead of the method's own.
 
         Raises:
-            ValueError: If the method holds its masks, and those are not of the target sparsity.
+            ValueError: If the method holds its masks, and those are not of the target sparsity; or
+                the step to rewind to is not in the stage.
         """
+        rewind = self.options.rewind_step
+        if self.rewinds and stage == 0 and rewind and rewind >= num_steps:
+            raise ValueError(
+                f"rewind_step {rewind} is not before the last of {num_steps} steps: give a lower one"
+            )
         if transferred and self.holds_masks:
             self._check_sparsity(transferred)
         self.stage, self.num_steps = stage, num_steps

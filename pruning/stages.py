@@ -18,7 +18,7 @@ FORMAT = "parp-stage"
 # Options that change no weight of a stage.
 _PRUNING = {field.name for field in fields(PruneOptions)} - {"seed", "rewind_step"}
 _MAY_DIFFER = {"dense": _PRUNING, "round": {"sparsity"}, "parp": set[str]()}
-_NEVER_MATTER = {"method", "out", "device", "resume", "reuse", "log_every", "patience"}
+_NEVER_MATTER = {"method", "out", "device", "resume", "reuse", "cache", "log_every", "patience"}
 
 
 @dataclass(frozen=True)

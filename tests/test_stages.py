@@ -268,6 +268,7 @@ def test_zeroed_moments_change_the_run_and_default_keeps_them(
         (["--grow-until", "0"], "grow_until 0 is no share"),
         (["--cooldown", "1"], "cooldown 1 is no share"),
         (["--rewind-step", "-1"], "rewind_step -1 is negative"),
+        (["--method", "omp", "--rewind-step", "6"], "rewind_step 6 is not before the last of 6"),
     ],
 )
 def test_options_of_the_methods_are_checked(
