@@ -221,7 +221,7 @@ class Schedule:
         rewind = self.options.rewind_step
         if self.rewinds and stage == 0 and rewind and rewind >= num_steps:
             raise ValueError(
-                f"rewind_step {rewind} is not before the last of {num_steps} steps: give a lower one"
+                f"rewind_step {rewind} is not before the last of {num_steps} steps: lower it"
             )
         if transferred and self.holds_masks:
             self._check_sparsity(transferred)
