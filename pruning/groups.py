@@ -106,7 +106,9 @@ class Group:
     @property
     def labels(self) -> list[str]:
         """Labels of the cells, in the order in which methods are listed."""
-        cells = sorted(self.cells, key=lambda cell: (method_rank(cell.method), cell.label))
+        cells = sorted(
+            self.cells, key=lambda cell: (method_rank(cell.method), _natural(cell.label))
+        )
         return list(dict.fromkeys(cell.label for cell in cells))
 
     @property
@@ -179,7 +181,7 @@ def _build_cells(
         cells.append(Cell(method + "".join(options), method, sparsity(runs[0]), best, tried))
     return sorted(
         cells,
-        key=lambda c: (c.method != "dense", c.sparsity, method_rank(c.method), c.label),
+        key=lambda c: (c.method != "dense", c.sparsity, method_rank(c.method), _natural(c.label)),
     )
 
 
@@ -199,6 +201,12 @@ def _differ(records: Sequence[Record], name: str) -> bool:
 
 def _seed(record: Record) -> int:
     return int(record["results"]["seed"])
+
+
+def _natural(label: str) -> list[tuple[str, int]]:
+    """Return a sort key under which n=5 comes before n=20."""
+    parts = re.findall(r"(\D*)(\d*)", label)
+    return [(text, int(number or 0)) for text, number in parts]
 
 
 def layer_and_role(name: str) -> tuple[str, str]:
