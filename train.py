@@ -1,6 +1,5 @@
 """Fine-tune and prune wav2vec2 or whisper: PARP and its baselines, in one loop.
 
-    python train.py --model w2v2 --sparsity 0.6                     # wav2vec2-base on TIMIT
     python train.py --model w2v2-demo --sparsity 0.6 --data demo    # needs no corpus, no weights
 
 ``fit`` is the loop; what a method does between steps is in pruning/schedules.py. A run leaves its
@@ -128,9 +127,8 @@ def fit(run: Run) -> bool:
                 reprune = run.schedule.finish(run.params, run.step) or reprune
             if reprune and run.options.zero_moments:
                 run.optimizer.zero_moments(run.params, run.schedule.masks)
-            run.seconds += time.perf_counter() - started
-
             log_step(run, loss, grad_norm, reprune)
+            run.seconds += time.perf_counter() - started
             bar.update()
             at = (run.schedule.stage, run.step)
             if at == (0, run.options.rewind_step) and run.schedule.rewinds:
@@ -141,7 +139,7 @@ def fit(run: Run) -> bool:
                 with run.schedule.pruned(run.params) as snapshot:
                     save(run, "last.pt", snapshot)
                 return False
-    return True
+        return not run.world.any(bool(interrupted))
 
 
 def fit_stages(run: Run) -> bool:
@@ -156,7 +154,8 @@ def fit_stages(run: Run) -> bool:
             run.world.wait()
             best = dict(load_checkpoint(run.out / "best.pt").model.named_parameters())
             stage = Stage({name: best[name] for name in run.params}, run.step, run.seconds)
-            save_stage(run.out, name, stage)
+            if run.world.writes:
+                save_stage(run.out, name, stage)
         if is_last:
             return True
         begin_stage(run, run.schedule.stage + 1, stage.weights)
@@ -166,12 +165,11 @@ def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None)
     """Put the initial weights, or those to rewind to, back and prune as ``stage`` begins."""
     options, about, model = run.options, run.checkpoint.run, run.checkpoint.model
     initial = load_checkpoint(run.out / "initial.pt")
-    assert initial.training is not None
-    if stage and options.rewind_step:
+    if stage and options.rewind_step and run.schedule.rewinds:
         model.load_state_dict(load_checkpoint(run.out / "rewind.pt").model.state_dict())
     else:
         model.load_state_dict(initial.model.state_dict())
-    set_random_state(initial.training)
+    set_random_state(initial.training or {})
     run.world.seed(options.seed)
     path, model_scope = options.init_mask, (about["model"], about["scope"])
     masks = load_masks_for(path, run.params, *model_scope) if path and stage == 0 else None
@@ -187,7 +185,7 @@ def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None)
 def optimizer_step(run: Run) -> tuple[Tensor, Tensor]:
     """Take one step; return the loss per target token and the gradient norm before clipping.
 
-    Both stay on the device: nothing in here waits for it.
+    Both stay on the device: they are read when they are logged.
 
     Raises:
         ValueError: If the device has too little memory for a batch.
@@ -203,10 +201,10 @@ def optimizer_step(run: Run) -> tuple[Tensor, Tensor]:
             loss = run.task.loss([run.inputs[i] for i in mine], [run.targets[i] for i in mine])
             run.optimizer.backward(loss / num_tokens)
         except torch.OutOfMemoryError:
-            longest = max(len(run.inputs[i]) for i in mine)
+            longest = max(run.sampler.lengths[i] for i in mine)
             raise ValueError(
                 f"out of memory at step {run.step + 1}, on {len(mine)} utterances of up to "
-                f"{longest} samples or frames: lower --batch-seconds (and raise --grad-accum)"
+                f"{longest:.1f} s: lower --batch-seconds (and raise --grad-accum)"
             ) from None
         loss_per_token += loss.detach() / num_tokens
     run.world.sum_gradients(run.optimizer.parameters)
@@ -231,12 +229,12 @@ def score_and_save(run: Run) -> None:
         scores = score_run(run, run.dev, run.dev_inputs)
         improved = scores.rate < run.best
         run.best = min(run.best, scores.rate)
+        rates = {name: rate.rate for name, rate in scores.rates.items()}
+        values = {"best": run.best, "wall_seconds": scores.wall_seconds, **rates}
+        run.log.write("dev", run.schedule.stage, run.step, values)  # before last.pt: never lost
         if improved:
             save(run, "best.pt", snapshot)
         save(run, "last.pt", snapshot)
-    rates = {name: rate.rate for name, rate in scores.rates.items()}
-    at = (run.schedule.stage, run.step)
-    run.log.write("dev", *at, {"best": run.best, "wall_seconds": scores.wall_seconds} | rates)
     shown = ", ".join(f"{name.upper()} {rate:.4f}" for name, rate in rates.items())
     tqdm.write(f"step {run.step}/{run.steps}: dev {shown}{' (best)' if improved else ''}")
 
@@ -288,7 +286,7 @@ def build_run(options: TrainOptions, out: Path, last: Path | None, world: World)
     train, dev = load_train_dev(root, options.subset)
     checkpoint = load_checkpoint(last) if last else initial_checkpoint(options, root, train)
     about, frontend, training = checkpoint.run, checkpoint.frontend, checkpoint.training
-    if last and training is None:
+    if last and "schedule" not in (training or {}):
         raise ValueError(f"{last} holds no training state: resume from a last.pt")
     checkpoint.training = None
     model = checkpoint.model.to(device)
@@ -402,6 +400,10 @@ def check_options(options: TrainOptions) -> None:
         able = ", ".join(name for name, cls in SCHEDULES.items() if cls.takes_masks)
         raise ValueError(f"--init-mask is not for {method_of(options)}: use it with {able}")
     recipe_of(options.model, options.target, options)
+    if options.freeze == "feature_encoder" and PRESETS[options.model].family != "wav2vec2":
+        raise ValueError(f"--freeze feature_encoder is not for {options.model}: give none")
+    if options.init_mask and options.pattern != "unstructured":
+        raise ValueError(f"--init-mask keeps no pattern {options.pattern}: leave one of them out")
     if options.resume == "auto" and options.out is None:
         raise ValueError("--resume auto needs --out, the folder of the run to go on with")
     problems = []
@@ -423,11 +425,10 @@ def train(options: TrainOptions) -> int:
     check_options(options)
     method = method_of(options)
     name = f"{options.model}-{options.target}-{method}-{options.sparsity:g}-seed{options.seed}"
-    device = resolve_device(options.device)
-    world = join_world(device)
+    world = join_world(device := resolve_device(options.device))
     out, last = world.gather([locate_run(options.out, options.resume, name)])[0]
-    hidden = ("resume", "out", "device", "reuse")
-    chosen = {k: v for k, v in (asdict(options) | {"method": method}).items() if k not in hidden}
+    chosen = asdict(options) | {"method": method}
+    chosen = {k: v for k, v in chosen.items() if k not in ("resume", "out", "device", "reuse")}
     if world.writes:
         open_run_folder(out, chosen, resuming=options.resume is not None)
     if (out / "results.json").is_file():
@@ -443,7 +444,6 @@ def train(options: TrainOptions) -> int:
     if not fit_stages(run):
         tqdm.write(f"interrupted at step {run.step}; go on with --resume {out / 'last.pt'}")
         return 130
-    world.wait()
     report = final_report(run)
     if not world.writes:
         return 0
@@ -456,6 +456,7 @@ def train(options: TrainOptions) -> int:
 
 def final_report(run: Run) -> dict[str, Any]:
     """Score best.pt on dev and test, and describe what became of the weights."""
+    run.world.wait()
     device = next(run.checkpoint.model.parameters()).device
     best = load_checkpoint(run.out / "best.pt", device=device)
     run.task.model = run.checkpoint.model = best.model

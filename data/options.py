@@ -142,7 +142,7 @@ def _check_value(cls: type, field: dataclasses.Field, value: Any, where: str) ->
         raise ValueError(f"{where} is {value!r}: give a value of type {kind.__name__}")
     choices = field.metadata.get("choices")
     if choices and value not in choices:
-        raise ValueError(f"{where} is {value!r}: choose from {', '.join(choices)}")
+        raise ValueError(f"{where} is {value!r}: choose from {', '.join(map(str, choices))}")
     return value
 
 

@@ -48,12 +48,20 @@ def locate_run(out: str | None, resume: str | None, name: str) -> tuple[Path, Pa
         out: The folder asked for; without it one under runs/ with the time and ``name``.
         resume: None, ``auto`` (the last.pt in ``out``, if there is one), or a last.pt.
         name: What the run is.
+
+    Raises:
+        ValueError: If the file to go on from is missing, or in another folder than ``out``.
     """
     folder = Path(out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}")
     if resume == "auto":
         return folder, folder / "last.pt" if (folder / "last.pt").is_file() else None
     if resume:
-        return Path(out) if out else Path(resume).parent, Path(resume)
+        last = Path(resume)
+        if not last.is_file():
+            raise ValueError(f"no file {last} to go on from: give the last.pt of a run")
+        if out and Path(out).resolve() != last.parent.resolve():
+            raise ValueError(f"{last} goes on in its own folder: leave out --out {out}")
+        return last.parent, last
     return folder, None
 
 
@@ -82,7 +90,9 @@ def open_run_folder(out: Path, options: Mapping[str, Any], resuming: bool) -> No
         )
     if not config.is_file():
         raise ValueError(f"{out} has no config.json, so it holds no run: give the run's own folder")
-    before = json.loads(config.read_text(encoding="utf-8"))["options"]
+    if not any((out / name).exists() for name in ("last.pt", "best.pt", "results.json")):
+        return  # it has saved nothing, so it may begin anew, otherwise too
+    before = read_json(config).get("options", {})
     differing = [name for name in options if before.get(name) != options[name]]
     if differing:
         shown = ", ".join(f"{name} was {before.get(name)!r}" for name in differing)
@@ -97,14 +107,14 @@ def describe_environment(device: str) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    revision = git.stdout.strip() or None
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        git = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        revision = git.stdout.strip() or None
+    except OSError:  # no git here
+        revision = None
     return {"versions": versions, "git": revision, "device": device, "machine": platform.platform()}
 
 
@@ -142,7 +152,9 @@ class EventLog:
                 if event and (event["stage"], event["step"]) <= at:
                     kept.append(line)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(kept), encoding="utf-8")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
 
     def write(self, event: str, stage: int, step: int, values: Mapping[str, Any]) -> None:
         """Append one event."""

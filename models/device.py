@@ -1,7 +1,8 @@
 """Where a run computes: the device, the precision, and the processes that share the work.
 
 Started by ``torchrun --nproc-per-node N`` every process holds the whole model and takes every N-th
-utterance of each batch; gradients are summed, so N processes take the steps that one would.
+utterance of each batch; gradients are summed, so N processes take the steps that one would, but for
+what dropout and masking draw.
 """
 
 import os
@@ -116,11 +117,11 @@ class World:
 
 def join_world(device: torch.device) -> World:
     """Return the processes that torchrun started, or one: NCCL between GPUs, gloo on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # whose random state is then the one that is kept
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
     if not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return World(dist.get_rank(), dist.get_world_size())

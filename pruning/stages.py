@@ -16,7 +16,8 @@ from pruning.interface import PruneOptions
 
 FORMAT = "parp-stage"
 # Options that change no weight of a stage.
-_PRUNING = {field.name for field in fields(PruneOptions)} - {"seed", "rewind_step"}
+_PRUNING = {field.name for field in fields(PruneOptions)}
+_PRUNING -= {"seed", "rewind_step", "scope", "biases", "pattern"}  # these say what is handed on
 _MAY_DIFFER = {"dense": _PRUNING, "round": {"sparsity"}, "parp": set[str]()}
 _NEVER_MATTER = {"method", "out", "device", "resume", "reuse", "cache", "log_every", "patience"}
 
@@ -45,7 +46,10 @@ def save_stage(folder: Path, name: str, stage: Stage) -> None:
     content = {"format": FORMAT, "steps": stage.steps, "seconds": stage.seconds}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save(content | {"weights": weights}, temporary)
+        with temporary.open("wb") as file:
+            torch.save(content | {"weights": weights}, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -62,11 +66,11 @@ def load_stage(folder: Path, name: str) -> Stage:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
-            f"cannot read stage file {path} ({type(error).__name__}): delete it, and the stage is "
-            "trained again"
+            f"cannot read stage file {path} ({type(error).__name__}): begin the run anew in "
+            "another folder"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no stage file of this program: delete it")
+        raise ValueError(f"{path} is no stage file of this program: begin the run anew")
     return Stage(content["weights"], content["steps"], content["seconds"])
 
 
@@ -93,10 +97,25 @@ def finished_stage(folder: Path, name: str, options: Mapping[str, Any]) -> Stage
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))
     _check_reusable(other, name, options, config["options"])
     if options["rewind_step"]:
-        shutil.copy(other / "rewind.pt", folder / "rewind.pt")
-    stage = load_stage(other, name)
-    save_stage(folder, name, stage)
-    return stage
+        _copy(other / "rewind.pt", folder / "rewind.pt")
+    _copy(_stage_path(other, name), _stage_path(folder, name))
+    return load_stage(folder, name)
+
+
+def _copy(source: Path, path: Path) -> None:
+    """Copy a file whole or not at all, unless it is there already."""
+    if path.is_file():
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        shutil.copy(source, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(
+            f"cannot take over {source} ({error.strerror or error}): give another run to --reuse"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_reusable(

@@ -301,3 +301,50 @@ def test_pattern_leaves_biases_out_and_holds_in_every_group(
     for name in best.masks:
         kept = (best.model.get_parameter(name).reshape(-1, 4) != 0).sum(1)
         assert (kept == 2).all(), name
+
+
+def test_signal_during_the_last_scoring_of_a_stage_ends_the_run_there(
+    small_corpus: Path, tmp_path: Path, omp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_and_save = train.score_and_save
+
+    def interrupt(run: train.Run) -> None:
+        score_and_save(run)
+        if (run.schedule.stage, run.step) == (0, 6):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train, "score_and_save", interrupt)
+    assert _run(small_corpus, tmp_path / "run", "omp") == 130
+    monkeypatch.undo()
+    assert {event["stage"] for event in _events(tmp_path / "run")} == {0}
+    assert _run(small_corpus, tmp_path / "run", "omp", "--resume", "auto") == 0
+    assert _differing(_weights(tmp_path / "run/best.pt"), _weights(omp / "best.pt")) == []
+
+
+def test_going_on_in_another_folder_is_refused(
+    small_corpus: Path, tmp_path: Path, omp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "elsewhere"
+    assert _run(small_corpus, out, "omp", "--resume", str(omp / "last.pt")) == 2
+    assert "goes on in its own folder" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_dense_stage_of_another_scope_is_refused(
+    small_corpus: Path, tmp_path: Path, dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--reuse", str(dense), "--no-biases")
+    assert _run(small_corpus, tmp_path / "run", "omp", *flags) == 2
+    assert "biases is None there" in capsys.readouterr().err
+
+
+def test_options_may_be_corrected_before_anything_was_saved(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert _run(small_corpus, out, "mpi", "--init-mask", str(tmp_path / "none.pt")) == 2
+    assert _run(small_corpus, out, "mpi", "--resume", "auto", steps=1) == 0
+
+
+def test_rewinding_is_left_to_the_methods_that_do(small_corpus: Path, tmp_path: Path) -> None:
+    assert _run(small_corpus, tmp_path / "run", "parp-mask", "--rewind-step", "1", steps=2) == 0
