@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +42,20 @@ from data.run_folder import (
 from data.subsets import load_train_dev
 from data.targets import keep_usable, target_text
 from data.timit import Utterance, load_timit, write_manifest
-from eval import (
-    Decoding,
-    Scores,
-    describe_weights,
-    results,
-    score,
-    summary,
-    write_alignments,
-)
+from eval import Decoding, Scores, describe_weights, results, score, summary, write_alignments
 from models import MODEL_NAMES, PRESETS, PRUNE_SCOPES
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.convert import find_weights, load_initial
-from models.device import World, join_world, resolve_device, resolve_precision
+from models.device import (
+    World,
+    join_world,
+    random_state,
+    resolve_device,
+    resolve_precision,
+    set_random_state,
+)
 from models.initial import fit_target, set_masking
-from models.optim import Optimizer, build_optimizer, random_state, set_random_state
+from models.optim import Optimizer, build_optimizer
 from models.recipes import FitOptions, recipe_of
 from models.tasks import Task, build_task
 from pruning.interface import PruneOptions, Reprune, Schedule, Snapshot, restore_weights
@@ -90,7 +89,7 @@ class TrainOptions(DataOptions, FitOptions, PruneOptions):
 
 @dataclass
 class Run:
-    """Everything that the loop touches; ``steps`` and what follows it are the present stage's."""
+    """Everything that the loop touches; from ``optimizer`` on it is the present stage's."""
 
     options: TrainOptions
     out: Path
@@ -98,7 +97,6 @@ class Run:
     task: Task
     params: dict[str, Tensor]
     schedule: Schedule
-    optimizer: Optimizer
     sampler: BatchSampler
     inputs: list[Tensor]
     targets: list[list[int]]
@@ -107,6 +105,7 @@ class Run:
     world: World
     log: EventLog
     eval_every: int
+    optimizer: Optimizer = field(init=False)
     steps: int = 0
     step: int = 0
     best: float = math.inf
@@ -162,14 +161,15 @@ def fit_stages(run: Run) -> bool:
 
 
 def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None) -> None:
-    """Put the initial weights, or those to rewind to, back and prune as ``stage`` begins."""
+    """Put the initial weights, or those to rewind to, in place and prune as ``stage`` begins."""
     options, about, model = run.options, run.checkpoint.run, run.checkpoint.model
-    initial = load_checkpoint(run.out / "initial.pt")
-    if stage and options.rewind_step and run.schedule.rewinds:
-        model.load_state_dict(load_checkpoint(run.out / "rewind.pt").model.state_dict())
-    else:
-        model.load_state_dict(initial.model.state_dict())
-    set_random_state(initial.training or {})
+    if stage:  # the first begins with what was just drawn or loaded
+        start = initial = load_checkpoint(run.out / "initial.pt")
+        if options.rewind_step and run.schedule.rewinds:
+            start = load_checkpoint(run.out / "rewind.pt")
+        model.load_state_dict(start.model.state_dict())
+        assert initial.training is not None
+        set_random_state(initial.training)
     run.world.seed(options.seed)
     path, model_scope = options.init_mask, (about["model"], about["scope"])
     masks = load_masks_for(path, run.params, *model_scope) if path and stage == 0 else None
@@ -312,7 +312,6 @@ def build_run(options: TrainOptions, out: Path, last: Path | None, world: World)
         task=task,
         params=select_parameters(dict(model.named_parameters()), about["scope_pattern"]),
         schedule=build_schedule(about["method"], options),
-        optimizer=build_optimizer(model, options, about, about["steps"]),
         sampler=sampler,
         inputs=read_inputs(options, checkpoint, task, train),
         targets=targets,
@@ -472,9 +471,8 @@ def final_report(run: Run) -> dict[str, Any]:
             "dev": results(score_run(run, run.dev, run.dev_inputs), best, "dev"),
             "best_step": best.run["step"],
             "skipped_steps": run.optimizer.check(),
-            "pruning": {field.name: options[field.name] for field in fields(PruneOptions)}
-            | {key: best.run[key] for key in ("scope", "biases")}
-            | {key: options[key] for key in ("init_mask", "zero_moments")},
+            "pruning": {each.name: options[each.name] for each in fields(PruneOptions)}
+            | {key: best.run[key] for key in ("scope", "biases")},
             "cost": {
                 "fine_tuning_runs": len(run.schedule.stages),
                 "steps": run.step + sum(stage.steps for stage in stages),

@@ -122,11 +122,12 @@ def torchaudio_twin(model: Wav2Vec2, device: torch.device) -> Any:
         aux_num_out=config.vocab_size,
     )
     weights = model.state_dict()
-    twin.load_state_dict({name: weights[_native(name)] for name in twin.state_dict()})
+    twin.load_state_dict({name: weights[native_name(name)] for name in twin.state_dict()})
     return twin.to(device)
 
 
-def _native(name: str) -> str:
+def native_name(name: str) -> str:
+    """Return our name of a parameter of torchaudio's wav2vec2."""
     for pattern, replacement in _TORCHAUDIO_RENAMES:
         name = re.sub(pattern, replacement, name)
     return name

@@ -7,7 +7,7 @@ what dropout and masking draw.
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,3 +125,16 @@ def join_world(device: torch.device) -> World:
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return World(dist.get_rank(), dist.get_world_size())
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of torch's global generators."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Set the states that :func:`random_state` returned."""
+    torch.set_rng_state(state["rng"].cpu())
+    if state["cuda_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"].cpu())

@@ -190,16 +190,3 @@ def build_optimizer(
         scale_loss=options.precision == "fp16",
         patience=options.patience,
     )
-
-
-def random_state() -> dict[str, Any]:
-    """Return the states of torch's global generators."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Set the states that :func:`random_state` returned."""
-    torch.set_rng_state(state["rng"].cpu())
-    if state["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_rng"].cpu())

@@ -1,39 +1,19 @@
 """Our wav2vec2 against torchaudio's, every parameter randomised."""
 
-import re
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.training import native_name
 from models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 
 BOUND = 1e-10  # float64; observed up to 1.2e-15
-RENAMES = [
-    (r"^feature_extractor\.conv_layers\.(\d+)\.layer_norm", r"feature_encoder.layers.\1.norm"),
-    (r"^feature_extractor\.conv_layers", "feature_encoder.layers"),
-    (r"^encoder\.feature_projection\.layer_norm", "feature_projection.norm"),
-    (r"^encoder\.feature_projection\.projection", "feature_projection.proj"),
-    (r"^encoder\.transformer\.layer_norm", "encoder.norm"),
-    (r"^encoder\.transformer", "encoder"),
-    (r"pos_conv_embed\.conv\.parametrizations\.weight\.original0", "positional_conv.weight_g"),
-    (r"pos_conv_embed\.conv\.parametrizations\.weight\.original1", "positional_conv.weight_v"),
-    (r"pos_conv_embed\.conv\.bias", "positional_conv.bias"),
-    (r"\.attention\.", ".self_attn."),
-    (r"\.final_layer_norm", ".ffn_norm"),
-    (r"(layers\.\d+)\.layer_norm", r"\1.attn_norm"),
-    (r"\.feed_forward\.intermediate_dense", ".ffn.fc1"),
-    (r"\.feed_forward\.output_dense", ".ffn.fc2"),
-    (r"^aux", "head"),
-]
 
 
 def copy_weights(theirs: nn.Module, ours: Wav2Vec2) -> None:
     weights = {"masked_embedding": ours.masked_embedding.detach()}  # torchaudio has no masking here
     for name, value in theirs.state_dict().items():
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
-        weights[name] = value
+        weights[native_name(name)] = value
     ours.load_state_dict(weights, strict=True)
 
 
