@@ -6,6 +6,8 @@ Shape letters: B batch, T queries, S keys, D d_model, H heads, K head width.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.packing import Packing
+
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -75,6 +77,13 @@ class MultiHeadAttention(nn.Module):
             is_causal=is_causal,
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
+
+    def within(self, x: Tensor, packing: Packing) -> Tensor:
+        """Let the frames of each utterance of a packed batch attend to one another: (N, D)."""
+        projected = (layer(x) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.unflatten(1, (self.num_heads, -1)) for y in projected)  # (N, D) -> (N, H, K)
+        attended = packing.attend(q, k, v, self.dropout if self.training else 0.0)
+        return self.out_proj(attended.flatten(1))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, S, D) -> (B, H, S, K)

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import FeedForward, MultiHeadAttention
-from models.wav2vec2_masking import mask_spans
+from models.packing import Packing
+from models.wav2vec2_convs import FeatureEncoder, PositionalConv
+from models.wav2vec2_masking import TrainingMasks, draw_masks, hide
 
 PRUNE_SCOPES = {
     "encoder": r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|ffn\.fc[12])\.(weight|bias)"
@@ -93,7 +94,7 @@ class Wav2Vec2Config:
     mask_channel_length: int = 64
     mask_channel_min: int = 0
     layer_norm_eps: float = 1e-5
-    padding: Literal["hf", "independent"] = "hf"
+    padding: Literal["hf", "independent", "packed"] = "hf"
 
     def __post_init__(self) -> None:
         convs = ("conv_dims", "conv_kernels", "conv_strides")
@@ -103,8 +104,8 @@ class Wav2Vec2Config:
             raise ValueError(f"{', '.join(convs)} need one entry per layer, at least one")
         if self.conv_norm not in ("group", "layer"):
             raise ValueError(f"conv_norm is {self.conv_norm!r}; use 'group' or 'layer'")
-        if self.padding not in ("hf", "independent"):
-            raise ValueError(f"padding is {self.padding!r}; use 'hf' or 'independent'")
+        if self.padding not in ("hf", "independent", "packed"):
+            raise ValueError(f"padding is {self.padding!r}; use 'hf', 'independent' or 'packed'")
         for name in ("num_heads", "positional_groups"):
             divisor = getattr(self, name)
             if divisor < 1 or self.d_model % divisor:
@@ -115,58 +116,6 @@ class Wav2Vec2Config:
                 raise ValueError(f"{field.name} is {value}; use a fraction in [0, 1]")
             if field.name.endswith("_length") and value < 1:
                 raise ValueError(f"{field.name} is {value}; use at least 1")
-
-
-class FeatureLayer(nn.Module):
-    """One strided convolution, a norm in some layers, and an exact GELU."""
-
-    def __init__(self, config: Wav2Vec2Config, index: int) -> None:
-        super().__init__()
-        channels = config.conv_dims[index]
-        self.conv = nn.Conv1d(
-            config.conv_dims[index - 1] if index else 1,
-            channels,
-            config.conv_kernels[index],
-            config.conv_strides[index],
-            bias=config.conv_bias,
-        )
-        self.norm: nn.Module | None = None
-        if config.conv_norm == "layer":
-            self.norm = nn.LayerNorm(channels)
-        elif index == 0:
-            self.norm = nn.GroupNorm(channels, channels)
-
-    def forward(self, x: Tensor, num_frames: Sequence[int] | None = None) -> Tensor:
-        """Map (B, C_in, T_in) to (B, C, T).
-
-        With ``num_frames`` the group norm sees only these first frames of each utterance.
-        """
-        x = self.conv(x)
-        if isinstance(self.norm, nn.LayerNorm):
-            x = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        elif self.norm is not None:
-            x = self.norm(x) if num_frames is None else self._norm_each(self.norm, x, num_frames)
-        return F.gelu(x)
-
-    def _norm_each(self, norm: nn.Module, x: Tensor, num_frames: Sequence[int]) -> Tensor:
-        width = x.shape[2]
-        rows = [norm(row[None, :, :n]) for row, n in zip(x, num_frames, strict=True)]
-        return torch.cat([F.pad(row, (0, width - row.shape[2])) for row in rows])
-
-
-class FeatureEncoder(nn.Module):
-    """Convolutions from the waveform to one feature vector per frame."""
-
-    def __init__(self, config: Wav2Vec2Config) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(FeatureLayer(config, i) for i in range(len(config.conv_dims)))
-
-    def forward(self, waveform: Tensor, first_num_frames: Sequence[int] | None = None) -> Tensor:
-        """Map (B, S) to (B, T, C); ``first_num_frames`` counts frames after the first layer."""
-        x = waveform[:, None]
-        for index, layer in enumerate(self.layers):
-            x = layer(x, first_num_frames if index == 0 else None)
-        return x.transpose(1, 2)
 
 
 class FeatureProjection(nn.Module):
@@ -181,30 +130,6 @@ class FeatureProjection(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, D)."""
         return self.dropout(self.proj(self.norm(features)))
-
-
-class PositionalConv(nn.Module):
-    """Relative positions by a grouped, weight-normalised convolution and an exact GELU.
-
-    Source:
-        Weight norm: Salimans and Kingma 2016 (arXiv:1602.07868), here with one gain per kernel
-        tap, as in the released wav2vec 2.0 weights.
-    """
-
-    def __init__(self, d_model: int, kernel: int, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-        self.weight_g = nn.Parameter(torch.empty(1, 1, kernel))
-        self.weight_v = nn.Parameter(torch.empty(d_model, d_model // groups, kernel))
-        self.bias = nn.Parameter(torch.zeros(d_model))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D)."""
-        kernel = self.weight_v.shape[2]
-        norm = torch.linalg.vector_norm(self.weight_v, dim=(0, 1), keepdim=True)
-        weight = self.weight_v * (self.weight_g / norm)
-        y = F.conv1d(x.mT, weight, self.bias, padding=kernel // 2, groups=self.groups).mT
-        return F.gelu(y[:, : x.shape[1]])  # an even kernel gives one frame too many
 
 
 class EncoderLayer(nn.Module):
@@ -223,14 +148,24 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Map (B, T, D) to (B, T, D); ``attention_mask`` (B, 1, 1, T), True = attended."""
+    def forward(self, x: Tensor, among: Tensor | Packing | None = None) -> Tensor:
+        """Map x to a tensor of its shape.
+
+        Args:
+            x: (B, T, D), or (N, D) where ``among`` is a packing.
+            among: What attends to what: a mask (B, 1, 1, T), True = attended; the packing of x;
+                None lets every frame of a row attend to all of it.
+        """
         if self.norm_first:
-            attended = self.self_attn(self.attn_norm(x), attention_mask=attention_mask)
-            x = x + self.dropout(attended)
+            x = x + self.dropout(self._attend(self.attn_norm(x), among))
             return x + self.ffn(self.ffn_norm(x))
-        x = self.attn_norm(x + self.dropout(self.self_attn(x, attention_mask=attention_mask)))
+        x = self.attn_norm(x + self.dropout(self._attend(x, among)))
         return self.ffn_norm(x + self.ffn(x))
+
+    def _attend(self, x: Tensor, among: Tensor | Packing | None) -> Tensor:
+        if isinstance(among, Packing):
+            return self.self_attn.within(x, among)
+        return self.self_attn(x, attention_mask=among)
 
 
 class Encoder(nn.Module):
@@ -239,7 +174,6 @@ class Encoder(nn.Module):
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
         self.norm_first = config.norm_first
-        self.layer_drop = config.layer_drop
         self.positional_conv = PositionalConv(
             config.d_model, config.positional_kernel, config.positional_groups
         )
@@ -248,35 +182,51 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
 
     def forward(
-        self, x: Tensor, valid_frames: Tensor | None = None, states: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        valid_frames: Tensor | None = None,
+        packing: Packing | None = None,
+        skipped_layers: Sequence[bool] | Tensor = (),
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Encode projected features.
 
         Args:
             x: (B, T, D).
             valid_frames: Bool (B, T), True = takes part; None is all.
+            packing: Of the valid frames; with it the layers work on these alone.
+            skipped_layers: For each layer whether it is left out, or none for no layer. A tensor
+                decides on its own device: then every layer is computed.
             states: Where given, the first layer's input and every layer's output are appended
                 (before the final norm, where there is one).
 
         Returns:
-            (B, T, D); rows that are not valid are unspecified. While training each layer is
-            skipped with probability ``layer_drop``, drawn from torch's global CPU generator.
+            (B, T, D); rows that are not valid are unspecified.
         """
-        attention_mask = None
+        among: Tensor | Packing | None = packing
         if valid_frames is not None:
             x = x.masked_fill(~valid_frames[:, :, None], 0.0)
-            attention_mask = valid_frames[:, None, None, :]
+            among = packing or valid_frames[:, None, None]
         x = x + self.positional_conv(x)
+        if packing is not None:
+            x = packing.pack(x)
         x = self.dropout(x if self.norm_first else self.norm(x))
         if states is not None:
             states.append(x)
-        for layer in self.layers:
-            skipped = self.training and self.layer_drop and torch.rand(()).item() < self.layer_drop
-            if not skipped:
-                x = layer(x, attention_mask)
+        for index, layer in enumerate(self.layers):
+            is_skipped = skipped_layers[index] if len(skipped_layers) else False
+            if isinstance(is_skipped, Tensor):
+                x = torch.where(is_skipped, x, layer(x, among))
+            elif not is_skipped:
+                x = layer(x, among)
             if states is not None:
                 states.append(x)
-        return self.norm(x) if self.norm_first else x
+        x = self.norm(x) if self.norm_first else x
+        if packing is None:
+            return x
+        if states is not None:
+            states[:] = map(packing.unpack, states)
+        return packing.unpack(x)
 
 
 class Wav2Vec2(nn.Module):
@@ -347,7 +297,7 @@ class Wav2Vec2(nn.Module):
 
         Args:
             waveform: (B, S) as for `logits`.
-            num_samples: (B,) integer or None; only ``padding="independent"`` computes with it.
+            num_samples: (B,) integer or None; ``padding="hf"`` does not compute with it.
 
         Returns:
             (B, T, C), without a graph where the feature encoder is frozen.
@@ -361,7 +311,7 @@ class Wav2Vec2(nn.Module):
         first_num_frames = None
         if num_samples is not None:
             lengths = _check_lengths("num_samples", num_samples, len(waveform), width, shortest)
-            if self.config.padding == "independent":
+            if self.config.padding != "hf":
                 kernel, stride = self.config.conv_kernels[0], self.config.conv_strides[0]
                 first_num_frames = [(length - kernel) // stride + 1 for length in lengths]
         return self.feature_encoder(waveform, first_num_frames)
@@ -409,15 +359,29 @@ class Wav2Vec2(nn.Module):
         self, features: Tensor, num_frames: Tensor | None, states: list[Tensor] | None = None
     ) -> Tensor:
         batch, width, _ = features.shape
-        lengths, valid_frames = [width] * batch, None
+        device, lengths, packing, valid_frames = features.device, [width] * batch, None, None
         if num_frames is not None:
             lengths = _check_lengths("num_frames", num_frames, batch, width, 1)
-            frames = torch.arange(width, device=features.device)
-            valid_frames = frames < num_frames.to(features.device)[:, None]
+        if num_frames is not None and min(lengths) < width:
+            if self.config.padding == "packed":
+                packing = Packing(lengths, width, device)
+            valid_frames = torch.arange(width, device=device) < num_frames.to(device)[:, None]
+        masks = draw_masks(lengths, width, self.config).to(device) if self.training else None
+        return self._transform(features, valid_frames, packing, masks, states)
+
+    def _transform(
+        self,
+        features: Tensor,
+        valid_frames: Tensor | None,
+        packing: Packing | None,
+        masks: TrainingMasks | None,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
         x = self.feature_projection(features)
-        if self.training:
-            x = mask_spans(x, lengths, self.masked_embedding, self.config)
-        return self.encoder(x, valid_frames, states)
+        if masks is None:
+            return self.encoder(x, valid_frames, packing, states=states)
+        x = hide(x, masks, self.masked_embedding)
+        return self.encoder(x, valid_frames, packing, masks.layers, states)
 
 
 def _check_lengths(

@@ -1,6 +1,7 @@
-"""Random spans that wav2vec 2.0 masks while training."""
+"""What wav2vec 2.0 hides while training: spans of frames and channels, and whole layers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +9,63 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from models.wav2vec2 import Wav2Vec2Config
+
+
+@dataclass(frozen=True)
+class TrainingMasks:
+    """What one step hides.
+
+    Attributes:
+        frames: Bool (B, T), True = replaced by the mask embedding; None hides none.
+        channels: Bool (B, D), True = zeroed; None hides none.
+        layers: For each encoder layer whether it is skipped; empty skips none.
+    """
+
+    frames: Tensor | None
+    channels: Tensor | None
+    layers: Sequence[bool] | Tensor
+
+    def to(self, device: torch.device) -> "TrainingMasks":
+        """Move what is a tensor, without waiting for the device."""
+
+        def move(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None else mask.to(device, non_blocking=True)
+
+        return TrainingMasks(move(self.frames), move(self.channels), self.layers)
+
+
+def draw_masks(lengths: Sequence[int], width: int, config: "Wav2Vec2Config") -> TrainingMasks:
+    """Draw what a training step hides.
+
+    Args:
+        lengths: Valid frames of each utterance; padding is not masked.
+        width: Frames of a row, padding included.
+        config: Holds ``mask_time_*``, ``mask_channel_*`` and ``layer_drop``; a probability of 0
+            draws nothing.
+
+    Returns:
+        Masks on the CPU. Randomness: as `draw_spans`.
+
+    Source:
+        Baevski et al. 2020 (arXiv:2006.11477), section 3.3, after SpecAugment (arXiv:1904.08779).
+    """
+    frames = channels = None
+    if config.mask_time_prob:
+        frames = draw_spans(
+            lengths, width, config.mask_time_prob, config.mask_time_length, config.mask_time_min
+        )
+    if config.mask_channel_prob:
+        channels = draw_spans(
+            [config.d_model] * len(lengths),
+            config.d_model,
+            config.mask_channel_prob,
+            config.mask_channel_length,
+            config.mask_channel_min,
+        )
+    layers: Sequence[bool] = ()
+    if config.layer_drop:
+        layers = (torch.rand(config.num_layers) < config.layer_drop).tolist()
+    return TrainingMasks(frames, channels, layers)
 
 
 def draw_spans(
@@ -45,37 +103,10 @@ def draw_spans(
     return masked
 
 
-def mask_spans(
-    x: Tensor, lengths: Sequence[int], masked_embedding: Tensor, config: "Wav2Vec2Config"
-) -> Tensor:
-    """Put the mask embedding on random spans of frames and 0 on random spans of channels.
-
-    Args:
-        x: Projected features (B, T, D), floating.
-        lengths: Valid frames of each utterance; padding is not masked.
-        masked_embedding: (D,).
-        config: Holds ``mask_time_*`` and ``mask_channel_*``; a probability of 0 masks nothing.
-
-    Returns:
-        (B, T, D), a new tensor where anything was masked. Randomness: as `draw_spans`.
-
-    Source:
-        Baevski et al. 2020 (arXiv:2006.11477), section 3.3, after SpecAugment (arXiv:1904.08779).
-    """
-    batch, width, channels = x.shape
-    if config.mask_time_prob:
-        masked_frames = draw_spans(
-            lengths, width, config.mask_time_prob, config.mask_time_length, config.mask_time_min
-        )
-        masked_frames = masked_frames.to(x.device)[:, :, None]
-        x = torch.where(masked_frames, masked_embedding.to(x.dtype), x)
-    if config.mask_channel_prob:
-        masked_channels = draw_spans(
-            [channels] * batch,
-            channels,
-            config.mask_channel_prob,
-            config.mask_channel_length,
-            config.mask_channel_min,
-        )
-        x = x.masked_fill(masked_channels.to(x.device)[:, None], 0.0)
+def hide(x: Tensor, masks: TrainingMasks, masked_embedding: Tensor) -> Tensor:
+    """Put the mask embedding (D,) on the masked frames of x (B, T, D) and 0 on its channels."""
+    if masks.frames is not None:
+        x = torch.where(masks.frames[:, :, None], masked_embedding.to(x.dtype), x)
+    if masks.channels is not None:
+        x = x.masked_fill(masks.channels[:, None], 0.0)
     return x

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.wav2vec2 import PRUNE_SCOPES, Wav2Vec2, Wav2Vec2Config
-from models.wav2vec2_masking import draw_spans
+from models.wav2vec2_convs import convolve, convolve_by_fft
+from models.wav2vec2_masking import draw_masks, draw_spans
 
 SMALL = Wav2Vec2Config(
     conv_dims=(12, 12, 12),
@@ -43,8 +44,9 @@ def padded_batch(num_samples: list[int], width: int | None = None) -> tuple[Tens
 
 
 @pytest.mark.parametrize("config", VARIANTS)
-def test_logits_with_independent_padding_equal_the_utterance_alone(randomise, config):
-    model = build(randomise, config, padding="independent")
+@pytest.mark.parametrize("padding", ["independent", "packed"])
+def test_logits_without_padding_to_see_equal_the_utterance_alone(randomise, config, padding):
+    model = build(randomise, config, padding=padding)
     waveform, lengths = padded_batch([777, 503, 41], width=900)
     batched = model.logits(waveform, lengths)
     for row, samples in zip(range(3), lengths.tolist(), strict=True):
@@ -61,8 +63,9 @@ def test_logits_with_hf_padding_and_group_norm_depend_on_the_padding(randomise):
     assert difference.abs().max() > 1e-3  # observed 0.25
 
 
-def test_gradients_with_independent_padding_equal_the_utterance_alone(randomise):
-    model = build(randomise, padding="independent")
+@pytest.mark.parametrize("padding", ["independent", "packed"])
+def test_gradients_without_padding_to_see_equal_the_utterance_alone(randomise, padding):
+    model = build(randomise, padding=padding)
     waveform, lengths = padded_batch([503], width=900)
     gradients = []
     for logits in (model.logits(waveform, lengths)[:, :24], model.logits(waveform[:, :503])):
@@ -72,6 +75,54 @@ def test_gradients_with_independent_padding_equal_the_utterance_alone(randomise)
         gradients.append(torch.cat([gradient.flatten() for gradient in used]))
     assert logits.shape[1] == 24
     assert (gradients[0] - gradients[1]).abs().max() <= 1e-10  # observed 1.5e-14
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_packed_training_step_equals_the_padded_one(randomise, config):
+    # Masks are drawn alike, dropout is not.
+    model = build(randomise, config, activation_dropout=0.0, layer_drop=0.4).train()
+    waveform, lengths = padded_batch([777, 503, 41], width=900)
+    results = []
+    for padding in ("independent", "packed"):
+        model.config = dataclasses.replace(model.config, padding=padding)
+        model.zero_grad()
+        torch.manual_seed(5)
+        logits = model.logits(waveform, lengths)
+        is_frame = torch.arange(logits.shape[1]) < model.num_frames(lengths)[:, None]
+        (logits[is_frame] ** 2).sum().backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append((logits[is_frame], grads))
+    (padded, padded_grads), (packed, packed_grads) = results
+    assert padded.abs().max() > 0.1
+    torch.testing.assert_close(packed, padded, rtol=0, atol=1e-10)  # observed 8.9e-16
+    torch.testing.assert_close(packed_grads, padded_grads, rtol=0, atol=1e-10)  # observed 6e-14
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_packed_hidden_states_equal_the_padded_ones(randomise, config):
+    lengths, features = torch.tensor([40, 31, 2]), torch.randn(3, 40, 12, dtype=torch.float64)
+    model, states = build(randomise, config), []
+    for padding in ("independent", "packed"):
+        model.config = dataclasses.replace(model.config, padding=padding)
+        states.append(model.hidden_states(features, lengths))
+    is_frame = torch.arange(40) < lengths[:, None]
+    for padded, packed in zip(*states, strict=True):
+        torch.testing.assert_close(packed[is_frame], padded[is_frame], rtol=0, atol=1e-10)
+        assert not packed[~is_frame].any()
+
+
+@pytest.mark.parametrize(("taps", "groups"), [(8, 4), (7, 2), (1, 1), (128, 24)])
+def test_positional_convolutions_equal_conv1d(taps, groups):
+    x = torch.randn(3, 29, 24, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(24, 24 // groups, taps, dtype=torch.float64, requires_grad=True)
+    expected = F.conv1d(x.mT, weight, padding=taps // 2, groups=groups).mT[:, :29]
+    upstream = torch.randn_like(expected)
+    grads = torch.autograd.grad(expected, (x, weight), upstream)
+    for method in (convolve, convolve_by_fft):
+        y = method(x, weight, groups)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-10)  # observed 4.3e-14
+        found = torch.autograd.grad(y, (x, weight), upstream)
+        torch.testing.assert_close(found, grads, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("config", VARIANTS)
@@ -172,7 +223,7 @@ def masked_input(model: Wav2Vec2, monkeypatch, features: Tensor, lengths: Tensor
     """What the encoder is given."""
     seen = []
     forward = model.encoder.forward
-    monkeypatch.setattr(model.encoder, "forward", lambda x, *_: seen.append(x) or forward(x))
+    monkeypatch.setattr(model.encoder, "forward", lambda x, *_, **__: seen.append(x) or forward(x))
     model.logits_from_features(features, lengths)
     return seen[0]
 
@@ -237,6 +288,24 @@ def test_layer_drop_of_nearly_one_skips_every_layer_only_in_train_mode(randomise
     assert torch.equal(first, last)
     first, _, last = model.eval().hidden_states(features)
     assert not torch.equal(first, last)
+
+
+def test_skipped_layers_given_as_a_tensor_equal_those_given_as_numbers(randomise):
+    model = build(randomise)
+    x = torch.randn(2, 30, 24)
+    plain = model.encoder(x)
+    for skipped in ([True, False], [False, True], [False, False]):
+        expected = model.encoder(x, skipped_layers=skipped)
+        assert torch.equal(expected, plain) != any(skipped)
+        assert torch.equal(model.encoder(x, skipped_layers=torch.tensor(skipped)), expected)
+
+
+def test_each_layer_is_skipped_with_the_probability_of_layer_drop():
+    config = dataclasses.replace(SMALL, layer_drop=0.3)
+    drawn = torch.tensor([draw_masks([5], 5, config).layers for _ in range(2000)])
+    share = drawn.double().mean(0)
+    assert (share - 0.3).abs().max() < 0.045  # four standard deviations
+    assert not draw_masks([5], 5, dataclasses.replace(SMALL, layer_drop=0.0)).layers
 
 
 def test_a_frozen_feature_encoder_leaves_no_graph(randomise):
@@ -346,7 +415,7 @@ def test_config_survives_json():
     [
         ({"conv_kernels": (10, 3)}, "need one entry per layer"),
         ({"conv_norm": "batch"}, "conv_norm is 'batch'; use 'group' or 'layer'"),
-        ({"padding": "zero"}, "padding is 'zero'; use 'hf' or 'independent'"),
+        ({"padding": "zero"}, "padding is 'zero'; use 'hf', 'independent' or 'packed'"),
         ({"num_heads": 5}, "d_model 24 is not a multiple of num_heads 5"),
         ({"positional_groups": 5}, "d_model 24 is not a multiple of positional_groups 5"),
         ({"dropout": 1.5}, r"dropout is 1.5; use a fraction in \[0, 1\]"),

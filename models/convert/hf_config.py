@@ -98,7 +98,7 @@ def hf_config(model: SpeechModel, decoding: Mapping[str, Any]) -> dict[str, Any]
     """Return the content of ``config.json`` for ``model``.
 
     Args:
-        model: Any model of ours. The "independent" padding of wav2vec2 has no counterpart there:
+        model: Any model of ours. A padding of wav2vec2 other than "hf" has no counterpart there:
             batches of one utterance give the same logits all the same.
         decoding: As a checkpoint holds it; {} leaves the special ids undefined.
     """
