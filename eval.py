@@ -8,7 +8,6 @@ asked for here. An utterance's hypothesis does not depend on the utterances it i
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +40,9 @@ from pruning.analysis import describe_tensors, size_in_bytes
 from pruning.masks import measured_sparsity
 from pruning.scope import select_parameters
 
+DECODE_SECONDS = {"waveform": 120.0, "log_mel": 960.0}
+"""Audio decoded together, padding included, by frontend: 32 utterances of whisper's 30 s."""
+
 
 @dataclass(frozen=True)
 class EvalOptions:
@@ -55,7 +57,12 @@ class EvalOptions:
     split: str = option("which utterances", "test", SPLITS)
     decode: str = option("search", "greedy", ("greedy", "beam"))
     beam_size: int = option("hypotheses kept by --decode beam", 5)
-    batch_seconds: float = option("seconds of audio in a batch, padding included", 120.0)
+    batch_seconds: float | None = option(
+        f"seconds of audio in a batch, padding included; without it {DECODE_SECONDS['waveform']:g} "
+        f"for wav2vec2, {DECODE_SECONDS['log_mel']:g} for whisper",
+        None,
+        positive=True,
+    )
     precision: str | None = option(
         "inside the model; without it bf16 on CUDA, fp32 on the CPU", None, tuple(PRECISIONS)
     )
@@ -97,13 +104,14 @@ class Decoding:
 
     Attributes:
         beam_size: Hypotheses kept; 1 is greedy.
-        batch_seconds: Audio in a batch, padding included; it changes no result.
+        batch_seconds: Audio in a batch, padding included; it changes no result. None leaves it to
+            the model.
         merge_sil: Collapse runs of sil in references and hypotheses.
         world: The processes that share the utterances.
     """
 
     beam_size: int = 1
-    batch_seconds: float = 120.0
+    batch_seconds: float | None = None
     merge_sil: bool = False
     world: World = World()
 
@@ -119,14 +127,16 @@ def transcribe(
     tokenizer, frontend = checkpoint.tokenizer, checkpoint.frontend
     assert tokenizer is not None
     mine = decoding.world.share(range(len(utterances)))
-    seconds = [padded_seconds(utterances[i], frontend) for i in mine]
-    texts = dict.fromkeys(mine, "")
+    ordered = sorted(mine, key=lambda i: utterances[i].seconds)  # texts of a batch end together
+    seconds = [padded_seconds(utterances[i], frontend) for i in ordered]
+    batch_seconds = decoding.batch_seconds or DECODE_SECONDS[frontend["kind"]]
+    texts: dict[int, str] = {}
     was_training = task.model.training
     task.model.eval()
-    sampler = BatchSampler(seconds, decoding.batch_seconds, shuffle=False) if mine else None
+    sampler = BatchSampler(seconds, batch_seconds, shuffle=False) if mine else None
     batches = sampler.epoch_batches(0) if sampler else []
     for positions in tqdm(batches, "decode", disable=None, leave=False):
-        batch = [mine[position] for position in positions]
+        batch = [ordered[position] for position in positions]
         read = [inputs[i] if inputs else model_input(utterances[i], frontend) for i in batch]
         for i, ids in zip(batch, task.decode(read, decoding.beam_size), strict=True):
             texts[i] = tokenizer.decode(ids)
@@ -258,8 +268,6 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     """Score a checkpoint as ``options`` say; write what they ask for; return the results."""
     if not options.beam_size >= 1:
         raise ValueError(f"beam size {options.beam_size} is not positive: give --beam-size 5")
-    if not (options.batch_seconds > 0 and math.isfinite(options.batch_seconds)):
-        raise ValueError(f"batch of {options.batch_seconds:g} s: --batch-seconds must be positive")
     device = resolve_device(options.device)
     checkpoint = load_checkpoint(options.ckpt, device=device)
     if checkpoint.tokenizer is None:

@@ -78,6 +78,31 @@ class MultiHeadAttention(nn.Module):
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
 
+    def to_unprojected(self, x: Tensor, source: Tensor) -> Tensor:
+        """Attend from ``x`` (B, T, D) to ``source`` (B, S, D) without making keys and values of it.
+
+        The same as ``forward(x, keys_values(source))``: what projects the keys is applied to the
+        queries, where a bias would change every score alike, and what projects the values to the
+        average of ``source``. Less work while T is below D / (H - 1). No dropout.
+
+        Returns:
+            (B, T, D).
+        """
+        batch, heads, width = len(x), self.num_heads, x.shape[2] // self.num_heads
+        key_weight = self.k_proj.weight.unflatten(0, (heads, width))  # (H, K, D)
+        value_weight = self.v_proj.weight.unflatten(0, (heads, width))
+        queries = self.q_proj(x).unflatten(2, (heads, width)).permute(2, 0, 1, 3)  # (H, B, T, K)
+        queries = (queries.flatten(1, 2) @ key_weight).unflatten(1, (batch, -1))  # (H, B, T, D)
+        averages = F.scaled_dot_product_attention(
+            queries.transpose(0, 1).flatten(1, 2)[:, None],  # all heads ask one: (B, 1, H * T, D)
+            source[:, None],
+            source[:, None],
+            scale=width**-0.5,
+        )
+        averages = averages[:, 0].unflatten(1, (heads, -1)).transpose(0, 1).flatten(1, 2)
+        attended = (averages @ value_weight.mT).unflatten(1, (batch, -1))  # (H, B, T, K)
+        return self.out_proj(attended.permute(1, 2, 0, 3).flatten(2) + self.v_proj.bias)
+
     def within(self, x: Tensor, packing: Packing) -> Tensor:
         """Let the frames of each utterance of a packed batch attend to one another: (N, D)."""
         projected = (layer(x) for layer in (self.q_proj, self.k_proj, self.v_proj))

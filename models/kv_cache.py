@@ -1,7 +1,7 @@
-"""Keys and values that a text decoder keeps between steps.
+"""What a text decoder keeps between steps.
 
-Shape letters: B utterances, N beams of one utterance, T encoder frames, L tokens, H heads, K head
-width.
+Shape letters: B utterances, N beams of one utterance, T encoder frames, L tokens, D d_model, H
+heads, K head width.
 """
 
 from collections.abc import Sequence
@@ -11,33 +11,27 @@ from torch import Tensor
 
 from models.attention import KeysValues
 
+Source = KeysValues | Tensor
+"""What cross attention attends to: keys and values (B, H, T, K) each, or encoded audio (B, T, D)"""
+
 
 class LayerCache:
-    """Keys and values of one decoder layer.
+    """Keys and values of the tokens that one decoder layer has seen.
 
-    Memory for ``max_tokens`` tokens is taken once, in the dtype and on the device of ``cross``, so
-    a step writes into place and never copies the past.
+    Memory for ``max_tokens`` tokens is taken once, at the first of them, so a step writes into
+    place and never copies the past.
 
     Args:
-        cross: Keys and values of the encoded audio, each (B, H, T, K).
         max_tokens: Tokens that fit.
-        num_beams: Sequences per utterance. Row ``b * num_beams + n`` is beam ``n`` of
-            utterance ``b``; all beams of an utterance share its ``cross``.
 
     Attributes:
-        cross: As given, each head contiguous.
         length: Tokens held so far.
     """
 
-    def __init__(self, cross: KeysValues, max_tokens: int, num_beams: int = 1) -> None:
-        keys = cross[0]
-        num_utterances, num_heads, _, head_width = keys.shape
-        shape = (num_utterances * num_beams, num_heads, max_tokens, head_width)
-        # Every step reads all of it, which takes half the time where heads are contiguous.
-        self.cross = (cross[0].contiguous(), cross[1].contiguous())
+    def __init__(self, max_tokens: int) -> None:
         self.length = 0
-        self._keys = keys.new_empty(shape)
-        self._values = keys.new_empty(shape)
+        self._max_tokens = max_tokens
+        self._keys = self._values = torch.empty(0)
 
     def append(self, keys: Tensor, values: Tensor) -> KeysValues:
         """Write ``keys`` and ``values`` (B * N, H, L, K) behind the held ones; return all of them.
@@ -49,62 +43,105 @@ class LayerCache:
             ValueError: If the cache is too small for them.
         """
         start, end = self.length, self.length + keys.shape[2]
-        if end > self._keys.shape[2]:
+        if end > self._max_tokens:
             raise ValueError(
-                f"{end} tokens do not fit a cache made for {self._keys.shape[2]}: "
+                f"{end} tokens do not fit a cache made for {self._max_tokens}: "
                 "make it with a larger max_tokens"
             )
+        if not start:
+            shape = (*keys.shape[:2], self._max_tokens, keys.shape[3])
+            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
         self._keys[:, :, start:end] = keys
         self._values[:, :, start:end] = values
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def reorder(self, rows: Tensor) -> None:
-        """Make row ``i`` continue what row ``rows[i]`` held; ``cross`` is left alone."""
+        """Make row ``i`` continue what row ``rows[i]`` held."""
         held = slice(0, self.length)
         # The right side is a copy before the left side is written.
         self._keys[:, :, held] = self._keys[rows, :, held]
         self._values[:, :, held] = self._values[rows, :, held]
 
-    def keep(self, rows: Tensor, utterances: Tensor) -> None:
-        """Drop all rows but ``rows`` and the cross keys and values of all but ``utterances``."""
-        self._keys, self._values = self._keys[rows], self._values[rows]
-        self.cross = (self.cross[0][utterances], self.cross[1][utterances])
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but ``rows``."""
+        self._keys, self._values = _keep_rows(self._keys, rows), _keep_rows(self._values, rows)
 
 
 class KVCache:
     """Keys and values of every decoder layer, handed to ``Whisper.decode``.
 
     Args:
-        cross: Per decoder layer, the keys and values of the encoded audio, each (B, H, T, K).
+        sources: What each decoder layer cross-attends to, for all beams of an utterance alike; one
+            tensor serves all layers. Taken over, to be changed in place.
+        num_layers: Decoder layers.
         max_tokens: Tokens that fit, prompt included.
-        num_beams: Sequences per utterance; see ``LayerCache``.
+        num_beams: Sequences per utterance. Row ``b * num_beams + n`` is beam ``n`` of
+            utterance ``b``.
 
     Attributes:
         layers: One ``LayerCache`` per decoder layer.
     """
 
-    def __init__(self, cross: Sequence[KeysValues], max_tokens: int, num_beams: int = 1) -> None:
+    def __init__(
+        self,
+        sources: Sequence[KeysValues] | Tensor,
+        num_layers: int,
+        max_tokens: int,
+        num_beams: int = 1,
+    ) -> None:
         self.num_beams = num_beams
-        self.layers = [LayerCache(pair, max_tokens, num_beams) for pair in cross]
+        self.layers = [LayerCache(max_tokens) for _ in range(num_layers)]
+        self._sources: list[KeysValues] | Tensor
+        if isinstance(sources, Tensor):
+            self._sources = sources
+        else:  # every step reads all of it, in half the time where heads are contiguous
+            self._sources = [(keys.contiguous(), values.contiguous()) for keys, values in sources]
 
     @property
     def length(self) -> int:
         """Tokens held so far."""
         return self.layers[0].length
 
+    @property
+    def num_utterances(self) -> int:
+        """Utterances B that are decoded."""
+        sources = self._sources
+        return len(sources) if isinstance(sources, Tensor) else len(sources[0][0])
+
+    def source(self, layer: int) -> Source:
+        """Return what decoder layer number ``layer`` cross-attends to."""
+        return self._sources if isinstance(self._sources, Tensor) else self._sources[layer]
+
     def reorder(self, rows: Tensor) -> None:
         """Make row ``i`` continue what row ``rows[i]`` held.
 
         Args:
-            rows: (B * N,) int64; each row stays within its utterance, whose ``cross`` it shares.
+            rows: (B * N,) int64; each row stays within its utterance.
         """
         for layer in self.layers:
             layer.reorder(rows)
 
     def keep_utterances(self, utterances: Tensor) -> None:
-        """Drop every utterance but ``utterances`` (kept,) int64, all beams together."""
+        """Drop every utterance but ``utterances`` (kept,) int64, all beams together.
+
+        They stand in that order afterwards; one that keeps its place costs nothing.
+        """
         beams = torch.arange(self.num_beams, device=utterances.device)
         rows = (utterances[:, None] * self.num_beams + beams).flatten()
         for layer in self.layers:
-            layer.keep(rows, utterances)
+            layer.keep(rows)
+        if isinstance(self._sources, Tensor):
+            self._sources = _keep_rows(self._sources, utterances)
+        else:
+            self._sources = [
+                (_keep_rows(keys, utterances), _keep_rows(values, utterances))
+                for keys, values in self._sources
+            ]
+
+
+def _keep_rows(held: Tensor, rows: Tensor) -> Tensor:
+    """Make row ``i`` what row ``rows[i]`` was, in place, and return the rows that are left."""
+    to = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+    held.index_copy_(0, to, held[rows[to]])  # those that keep their place are not copied
+    return held[: len(rows)]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import FeedForward, KeysValues, MultiHeadAttention
-from models.kv_cache import KVCache, LayerCache
+from models.kv_cache import KVCache, LayerCache, Source
 
 _LEAVES = r"\.layers\.\d+\.((self|cross)_attn\.(q|k|v|out)_proj|ffn\.fc[12])\.(weight|bias)"
 PRUNE_SCOPES = {
@@ -129,20 +129,26 @@ class DecoderLayer(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cross: KeysValues, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, source: Source, cache: LayerCache | None = None) -> Tensor:
         """Map tokens (B * N, L, D) to (B * N, L, D).
 
         Args:
             x: Hidden states of the given tokens, N beams per utterance (1 without a cache).
-            cross: Keys and values of the encoded audio, each (B, H, T, K).
+            source: What to cross-attend to: keys and values of the encoded audio, or, without
+                dropout, itself.
             cache: Past tokens of this layer, extended by the given ones.
         """
         x = x + self.dropout(self._attend_to_text(self.attn_norm(x), cache))
-        # Cross attention hides nothing, so the beams of an utterance can be queries of one row
-        # and share its keys and values.
-        queries = self.cross_attn_norm(x).reshape(cross[0].shape[0], -1, x.shape[2])
-        x = x + self.dropout(self.cross_attn(queries, cross).reshape(x.shape))
+        x = x + self.dropout(self._attend_to_audio(self.cross_attn_norm(x), source))
         return x + self.ffn(self.ffn_norm(x))
+
+    def _attend_to_audio(self, x: Tensor, source: Source) -> Tensor:
+        # It hides nothing, so the beams of an utterance can be queries of one row.
+        num_utterances = len(source if isinstance(source, Tensor) else source[0])
+        queries = x.reshape(num_utterances, -1, x.shape[2])
+        if isinstance(source, Tensor):
+            return self.cross_attn.to_unprojected(queries, source).reshape(x.shape)
+        return self.cross_attn(queries, source).reshape(x.shape)
 
     def _attend_to_text(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         """Attend to the given and the cached tokens, none after the query's own."""
@@ -189,8 +195,8 @@ class TextDecoder(nn.Module):
                 x = layer(x, cross)
         else:
             x = self.embed(decoder_ids, cache.length)
-            for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-                x = layer(x, layer_cache.cross, layer_cache)
+            for index, layer in enumerate(self.layers):
+                x = layer(x, cache.source(index), cache.layers[index])
         return self.final_norm(x)
 
     def cross_keys_values(self, encoded: Tensor) -> list[KeysValues]:
@@ -262,7 +268,8 @@ class Whisper(nn.Module):
             max_tokens: Tokens that are to fit, start ids included.
             num_beams: Sequences per utterance, adjacent in the batch of ``decode``.
         """
-        return KVCache(self.decoder.cross_keys_values(encoded), max_tokens, num_beams)
+        cross = self.decoder.cross_keys_values(encoded)
+        return KVCache(cross, len(cross), max_tokens, num_beams)
 
     def decode(
         self, decoder_ids: Tensor, encoded: Tensor | None = None, cache: KVCache | None = None
