@@ -1,13 +1,16 @@
 """Make, apply and compare prune masks; in a mask True means kept.
 
-The ranking never sorts and never concatenates: the bit pattern of a non-negative float, read as an
-integer, grows with the float, so histograms of 16 bits at a time (two for float32) lead to the
-exact magnitude at which to cut. Beside the masks this needs a few chunks of memory.
+The ranking never sorts: the bit pattern of a non-negative float, read as an integer, grows with the
+float. On a CPU histograms of 16 bits at a time (two for float32) lead to the exact magnitude at
+which to cut, chunk by chunk, with a few chunks of memory beside the masks. A GPU likes few large
+launches and no questions from the host, so there one radix selection runs over a copy of all
+weights; whatever is counted is read back once.
 """
 
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,11 +63,7 @@ def magnitude_masks(
         raise ValueError(f"granularity is {granularity!r}: choose 'global' or 'layerwise'")
     if not sum(weight.numel() for weight in params.values()):
         raise ValueError("no weights to prune: the scope selected no parameter, or only empty ones")
-    for name, weight in params.items():
-        if not weight.is_floating_point():
-            raise ValueError(f"{name} is {weight.dtype}: only floating tensors can be pruned")
-        if weight.numel() and weight.detach().max().isnan():  # max hands a NaN on
-            raise ValueError(f"{name} holds a NaN, which has no rank: training has diverged")
+    _check_rankable(params)
     if pattern != "unstructured" and sparsity:
         num_kept, group = check_pattern(pattern, sparsity)
         return {name: _keep_in_groups(params[name], num_kept, group, name) for name in params}
@@ -75,6 +74,17 @@ def magnitude_masks(
         kept = _keep_largest([params[name] for name in ranked], sparsity)
         masks.update(zip(ranked, kept, strict=True))
     return {name: masks[name] for name in params}
+
+
+def _check_rankable(params: Mapping[str, Tensor]) -> None:
+    for name, weight in params.items():
+        if not weight.is_floating_point():
+            raise ValueError(f"{name} is {weight.dtype}: only floating tensors can be pruned")
+    names = [name for name, weight in params.items() if weight.numel()]
+    maxima = torch.stack([params[name].detach().max().float() for name in names])
+    for name, is_nan in zip(names, maxima.isnan().tolist(), strict=True):  # max hands a NaN on
+        if is_nan:
+            raise ValueError(f"{name} holds a NaN, which has no rank: training has diverged")
 
 
 def check_pattern(pattern: str, sparsity: float) -> tuple[int, int]:
@@ -150,10 +160,16 @@ def random_masks(
 def _keep_largest(weights: list[Tensor], sparsity: float) -> list[Tensor]:
     """Rank ``weights`` together and return their masks in the same order."""
     num_dropped = round(sparsity * sum(weight.numel() for weight in weights))
-    masks = [torch.ones(weight.shape, dtype=torch.bool, device=weight.device) for weight in weights]
     if not num_dropped:
-        return masks
+        return [torch.ones(w.shape, dtype=torch.bool, device=w.device) for w in weights]
+    keep = _keep_above_cut if _likes_chunks(weights[0]) else _keep_above_cut_at_once
+    return keep(weights, num_dropped)
+
+
+def _keep_above_cut(weights: list[Tensor], num_dropped: int) -> list[Tensor]:
+    """Find the magnitude to cut at and compare with it, chunk by chunk."""
     dtype = _ranking_dtype(weights)
+    masks = [torch.ones(weight.shape, dtype=torch.bool, device=weight.device) for weight in weights]
     cut, ties_to_drop, num_ties = _select_rank(weights, num_dropped, dtype)
     drops_all_ties = ties_to_drop == num_ties
     for weight, mask in zip(weights, masks, strict=True):
@@ -170,6 +186,28 @@ def _keep_largest(weights: list[Tensor], sparsity: float) -> list[Tensor]:
                     kept[ties.nonzero().flatten()[ties_to_drop:]] = True
                 ties_to_drop = max(0, ties_to_drop - num_ties)
     return masks
+
+
+def _keep_above_cut_at_once(weights: list[Tensor], num_dropped: int) -> list[Tensor]:
+    """Do the same in a few launches over one long tensor, asking the device once."""
+    dtype = _ranking_dtype(weights)
+    integer = INTEGERS[dtype.itemsize]
+    bits = torch.cat([weight.detach().reshape(-1).to(dtype) for weight in weights]).view(integer)
+    bits &= torch.iinfo(integer).max
+    num_kept = len(bits) - num_dropped
+    if 0 < num_kept < num_dropped:  # the smallest that is kept serves as well
+        cut = bits.topk(num_kept, sorted=False).values.min()
+    else:
+        cut = bits.topk(num_dropped, largest=False, sorted=False).values.max()
+    kept, ties = bits > cut, bits == cut
+    num_above, num_ties = torch.stack([kept.count_nonzero(), ties.count_nonzero()]).tolist()
+    ties_to_drop = num_ties - (num_kept - num_above)
+    if not ties_to_drop:
+        kept |= ties
+    elif ties_to_drop < num_ties:
+        kept[ties.nonzero().flatten()[ties_to_drop:]] = True
+    masks = kept.split([weight.numel() for weight in weights])
+    return [mask.view(weight.shape) for mask, weight in zip(masks, weights, strict=True)]
 
 
 def _select_rank(weights: list[Tensor], rank: int, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -209,6 +247,20 @@ def _ranking_dtype(weights: Iterable[Tensor]) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def _likes_chunks(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _pieces(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield all elements in order: chunk by chunk on a CPU, else all in one tensor."""
+    flat = [tensor.detach().reshape(-1) for tensor in tensors if tensor.numel()]
+    if flat and not _likes_chunks(flat[0]):
+        yield torch.cat(flat)
+        return
+    for tensor in flat:
+        yield from tensor.split(CHUNK)
+
+
 def largest_dropped(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> float:
     """Return the largest magnitude that ``masks`` drops, 0.0 where nothing is dropped.
 
@@ -220,13 +272,13 @@ def largest_dropped(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -
     """
     _check_same(masks, params, subset=True)
     dtype = _ranking_dtype(params.values())
-    largest = 0
-    for name, mask in masks.items():
-        chunks = mask.reshape(-1).split(CHUNK)
-        for bits, kept in zip(_magnitude_bits(params[name], dtype), chunks, strict=True):
-            if bits.numel():
-                largest = max(largest, int((bits * ~kept).max()))
-    return torch.tensor(largest, dtype=INTEGERS[dtype.itemsize]).view(dtype).item()
+    integer = INTEGERS[dtype.itemsize]
+    largest = []
+    pairs = zip(_pieces(params[name] for name in masks), _pieces(masks.values()), strict=True)
+    for weights, kept in pairs:
+        bits = weights.to(dtype).view(integer) & torch.iinfo(integer).max
+        largest.append((bits * ~kept).max())
+    return torch.stack(largest).max().view(dtype).item() if largest else 0.0
 
 
 @torch.no_grad()
@@ -239,18 +291,19 @@ def apply_masks(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> No
         ValueError: If a mask has no parameter of its name and shape; then nothing is changed.
     """
     _check_same(masks, params, subset=True)
-    for name, mask in masks.items():
+    if masks:
         # As integers, because a float product would leave -0.0, and NaN where the weight is
         # infinite; masked_fill_ is exact too, but took 13 times as long on a CPU.
-        params[name].view(INTEGERS[params[name].element_size()]).mul_(mask)
+        weights = [params[name].view(INTEGERS[params[name].element_size()]) for name in masks]
+        torch._foreach_mul_(weights, list(masks.values()))
 
 
 def count_zeros(params: Mapping[str, Tensor]) -> tuple[int, int]:
     """Count the weights that are exactly zero, and all weights."""
     total = sum(weight.numel() for weight in params.values())
     # Through bool, because counting floats branches on each: ten times slower on scattered zeros.
-    nonzero = sum(int(weight.bool().count_nonzero()) for weight in params.values())
-    return total - nonzero, total
+    nonzero = [piece.bool().count_nonzero() for piece in _pieces(params.values())]
+    return total - int(sum(nonzero)), total
 
 
 def measured_sparsity(params: Mapping[str, Tensor]) -> float:
@@ -259,30 +312,47 @@ def measured_sparsity(params: Mapping[str, Tensor]) -> float:
     return zeros / total if total else 0.0
 
 
-def mask_iou(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Return the intersection over the union of the two kept sets, pooled over all names.
+@dataclass(frozen=True)
+class Overlap:
+    """How the kept sets of two masks lie to each other, in weights.
 
-    Two masks that keep nothing are equal, so they give 1.0.
+    Attributes:
+        both: Kept by both.
+        first_only: Kept by the first alone.
+        second_only: Kept by the second alone.
+    """
+
+    both: int
+    first_only: int
+    second_only: int
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union; two masks that keep nothing are equal, so they give 1.0."""
+        union = self.both + self.first_only + self.second_only
+        return self.both / union if union else 1.0
+
+
+def mask_overlap(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Overlap:
+    """Count what two masks keep, pooled over all names.
 
     Raises:
         ValueError: If names or shapes differ.
     """
     _check_same(first, second)
-    intersection = sum(int((first[name] & second[name]).count_nonzero()) for name in first)
-    union = sum(int((first[name] | second[name]).count_nonzero()) for name in first)
-    return intersection / union if union else 1.0
+    counts = [
+        torch.stack([(a & b).count_nonzero(), a.count_nonzero(), b.count_nonzero()])
+        for a, b in zip(
+            _pieces(first.values()), _pieces(second[name] for name in first), strict=True
+        )
+    ]
+    both, kept_first, kept_second = torch.stack(counts).sum(0).tolist() if counts else (0, 0, 0)
+    return Overlap(both, kept_first - both, kept_second - both)
 
 
-def mask_changes(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Count the weights that ``new`` revived and those it newly pruned, in this order.
-
-    Raises:
-        ValueError: If names or shapes differ.
-    """
-    _check_same(old, new)
-    revived = sum(int((new[name] & ~old[name]).count_nonzero()) for name in old)
-    newly_pruned = sum(int((old[name] & ~new[name]).count_nonzero()) for name in old)
-    return revived, newly_pruned
+def mask_iou(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Return the intersection over the union of the two kept sets; errors of `mask_overlap`."""
+    return mask_overlap(first, second).iou
 
 
 def _check_same(

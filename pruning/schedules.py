@@ -19,8 +19,8 @@ from pruning.interface import (
 from pruning.masks import (
     apply_masks,
     largest_dropped,
-    mask_changes,
     mask_iou,
+    mask_overlap,
     random_masks,
 )
 
@@ -172,14 +172,14 @@ class PARP(Schedule):
     def _reprune(self, params: Params, step: int) -> Reprune:
         sparsity = self.sparsity_at(step)
         masks = self.rank(params, sparsity)
-        revived, newly_pruned = mask_changes(self.masks, masks)
+        changes = mask_overlap(self.masks, masks)
         event = Reprune(
             sparsity=sparsity,
             threshold=largest_dropped(params, masks),
-            revived=revived,
-            newly_pruned=newly_pruned,
+            revived=changes.second_only,
+            newly_pruned=changes.first_only,
             iou_first=mask_iou(self.first_masks, masks),
-            iou_previous=mask_iou(self.masks, masks),
+            iou_previous=changes.iou,
         )
         self.masks = masks
         apply_masks(params, masks)

@@ -10,34 +10,28 @@ from torch.nn.utils import prune
 
 from pruning import masks as masks_module
 from pruning.masks import (
+    Overlap,
     apply_masks,
     count_zeros,
     largest_dropped,
     magnitude_masks,
-    mask_changes,
     mask_iou,
+    mask_overlap,
     measured_sparsity,
     random_masks,
 )
 from pruning.scope import select_parameters
+from tests.weights import (
+    dtypes,
+    flat,
+    param_dicts,
+    sparsities,
+    tensors,
+    w2v2_params,
+    whisper_params,
+)
 
 NINE = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-# Few distinct values, so that ties are common; both zeros, infinity and a denormal among them.
-weight_values = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.5, 1e-41, float("inf")])
-weight_lists = st.lists(
-    st.one_of(weight_values, st.floats(allow_nan=False, width=32)), min_size=1, max_size=40
-)
-param_dicts = st.dictionaries(st.sampled_from("abcde"), weight_lists, min_size=1)
-dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
-sparsities = st.floats(0, 1, exclude_max=True)
-
-
-def tensors(params: dict, dtype: torch.dtype = torch.float32) -> dict:
-    return {name: torch.tensor(values, dtype=dtype) for name, values in params.items()}
-
-
-def flat(params: dict) -> Tensor:
-    return torch.cat([params[name].detach().reshape(-1) for name in sorted(params)])
 
 
 def masks_by_sorting(params: dict, sparsity: float) -> Tensor:
@@ -47,31 +41,6 @@ def masks_by_sorting(params: dict, sparsity: float) -> Tensor:
     kept = torch.ones(len(magnitudes), dtype=torch.bool)
     kept[order[: round(sparsity * len(magnitudes))]] = False
     return kept
-
-
-def w2v2_params() -> dict:
-    shapes = {}
-    for i in range(12):
-        for leaf in ("q", "k", "v", "out"):
-            shapes[f"{i}.{leaf}.weight"], shapes[f"{i}.{leaf}.bias"] = (768, 768), (768,)
-        shapes[f"{i}.fc1.weight"], shapes[f"{i}.fc1.bias"] = (3072, 768), (3072,)
-        shapes[f"{i}.fc2.weight"], shapes[f"{i}.fc2.bias"] = (768, 3072), (768,)
-    return {name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}
-
-
-def whisper_params() -> dict:
-    shapes = {}
-    blocks = [(f"e{i}", ("self",)) for i in range(4)]
-    blocks += [(f"d{i}", ("self", "cross")) for i in range(4)]
-    for block, attentions in blocks:
-        for attention in attentions:
-            for leaf in ("q", "k", "v", "out"):
-                shapes[f"{block}.{attention}.{leaf}.weight"] = (384, 384)
-                if leaf != "k":
-                    shapes[f"{block}.{attention}.{leaf}.bias"] = (384,)
-        shapes[f"{block}.fc1.weight"], shapes[f"{block}.fc1.bias"] = (1536, 384), (1536,)
-        shapes[f"{block}.fc2.weight"], shapes[f"{block}.fc2.bias"] = (384, 1536), (384,)
-    return {name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}
 
 
 def masks_of_torch(params: dict, sparsity: float) -> dict:
@@ -272,16 +241,6 @@ def test_magnitude_masks_equal_torch_prune_at_wav2vec2_base_size() -> None:
     assert_equal_up_to_ties(flat(ours), flat(theirs), flat(params).abs())
 
 
-@pytest.mark.gpu
-def test_magnitude_masks_are_the_same_on_cuda() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    params = whisper_params()
-    params["ties"] = torch.randint(-3, 4, (100_000,)) * 0.03
-    on_cuda = magnitude_masks({name: p.cuda() for name, p in params.items()}, 0.6)
-    assert torch.equal(flat(on_cuda).cpu(), flat(magnitude_masks(params, 0.6)))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_apply_masks_leave_positive_zero_and_every_kept_bit(dtype: torch.dtype) -> None:
     inf, nan = float("inf"), float("nan")
@@ -352,10 +311,11 @@ def test_mask_iou_of_other_names_is_refused() -> None:
         mask_iou({"a": mask}, {"a": mask, "b": mask})
 
 
-def test_mask_changes_count_revived_then_newly_pruned() -> None:
-    old = {"w": torch.tensor([True, True, True, False])}
-    new = {"w": torch.tensor([False, False, True, True])}
-    assert mask_changes(old, new) == (1, 2)
+def test_mask_overlap_counts_what_both_and_each_alone_keep() -> None:
+    first = {"v": torch.ones(2, 0, dtype=torch.bool), "w": torch.tensor([True, True, True, False])}
+    second = {"w": torch.tensor([False, False, True, True]), "v": first["v"]}
+    assert mask_overlap(first, second) == Overlap(both=1, first_only=2, second_only=1)
+    assert mask_overlap({}, {}).iou == 1.0
 
 
 def test_select_parameters_matches_full_names_only() -> None:
