@@ -207,7 +207,7 @@ def optimizer_step(run: Run) -> tuple[Tensor, Tensor]:
                 f"{longest:.1f} s: lower --batch-seconds (and raise --grad-accum)"
             ) from None
         loss_per_token += loss.detach() / num_tokens
-    run.world.sum_gradients(run.optimizer.parameters)
+    run.world.sum_gradients(run.optimizer.gradients())
     loss_per_token = run.world.sum(loss_per_token)
     return loss_per_token, run.optimizer.step(run.step, loss_per_token)
 

@@ -7,7 +7,7 @@ what dropout and masking draw.
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,13 @@ def _has_fast_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Bring a tensor of the CPU to a device without waiting for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # else the copy would wait for all work before it
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run; by itself there is one.
@@ -81,19 +88,15 @@ class World:
         total = sum(map(len, parts))
         return [parts[i % self.size][i // self.size] for i in range(total)]
 
-    @torch.no_grad()
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up the gradients of every process in place; where all lack one it stays away."""
+    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Add up the gradients of every process, in place."""
         if self.size == 1:
             return
-        trained = [p for p in parameters if p.requires_grad]
-        present = [float(p.grad is not None) for p in trained]
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = torch.cat([*(g.flatten() for g in grads), grads[0].new_tensor(present)])
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        *totals, used = flat.split([*(p.numel() for p in trained), len(trained)])
-        for parameter, total, count in zip(trained, totals, used.tolist(), strict=True):
-            parameter.grad = total.view_as(parameter) if count else None
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a scalar over the processes."""

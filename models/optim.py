@@ -75,10 +75,15 @@ class Optimizer:
         """Add the gradients of ``loss``, scaled where fp16 needs it."""
         self._scaler.scale(loss).backward()
 
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        """The parameters that train."""
-        return self._params
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients added since the last step, of all parameters that train.
+
+        One that took no part, of a layer that was skipped, has the gradient 0.
+        """
+        for parameter in self._params:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self._params if parameter.grad is not None]
 
     def step(self, number: int, loss: Tensor) -> Tensor:
         """Take step ``number`` (from 0) with the gradients added since the last.
@@ -90,6 +95,7 @@ class Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.lr = self._adam.param_groups[0]["lr"]
+        self.gradients()
         self._scaler.unscale_(self._adam)
         grad_norm = nn.utils.clip_grad_norm_(self._params, self._clip)
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))

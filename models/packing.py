@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.device import send
+
 
 class Packing:
     """Where the frames of a padded batch stand once the padding is left out.
@@ -38,8 +40,8 @@ class Packing:
         self._at_once = device.type != "cpu" if at_once is None else at_once
         is_frame = torch.arange(self._width) < torch.tensor(self._lengths)[:, None]
         positions = is_frame.flatten().nonzero()[:, 0]  # on the CPU: no device waits
-        self._positions = positions.to(device, non_blocking=True)
-        self._attention_mask = is_frame[:, None, None].to(device, non_blocking=True)
+        self._positions = send(positions, device)
+        self._attention_mask = send(is_frame[:, None, None], device)
 
     def pack(self, padded: Tensor) -> Tensor:
         """Map (B, T, ...) to (N, ...)."""

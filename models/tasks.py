@@ -6,7 +6,7 @@ summed loss or the decoded ids, so that train.py and eval.py need not know the a
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.ctc import beam_decode, greedy_decode
 from models.decoding import DecodingOptions, decode
+from models.device import send
 from models.wav2vec2 import Wav2Vec2
 from models.whisper import Whisper
 
@@ -55,17 +56,11 @@ class _PrecisionMixin:
     def _autocast(self) -> AbstractContextManager[None]:
         device = next(self.model.parameters()).device.type
         dtype = PRECISIONS[self.precision]
-        return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+        return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-    def _move(self, batch: Tensor) -> Tensor:
-        """Bring a batch to the model's device without waiting for it."""
-        if batch.device != self._device and self._device.type == "cuda":
-            batch = batch.pin_memory()
-        return batch.to(self._device, non_blocking=True)
 
     def prepare(self, source: Tensor) -> Tensor:
         """Return ``source``: nothing can be done beforehand."""
@@ -97,7 +92,7 @@ class CTCTask(_PrecisionMixin):
         log_probs, num_frames = self._log_probs(inputs)
         return F.ctc_loss(
             log_probs.transpose(0, 1),  # (B, T, V) -> (T, B, V)
-            torch.tensor([i for target in targets for i in target], device=self._device),
+            send(torch.tensor([i for target in targets for i in target]), self._device),
             num_frames,
             torch.tensor([len(target) for target in targets]),  # on the CPU: nothing waits
             blank=self.blank_id,
@@ -132,7 +127,8 @@ class CTCTask(_PrecisionMixin):
 
     def _log_probs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         lengths = torch.tensor([len(item) for item in inputs])
-        padded = self._move(pad_sequence(list(inputs), batch_first=True))  # (B, S) or (B, T, C)
+        padded = pad_sequence(list(inputs), batch_first=True)  # (B, S) or (B, T, C)
+        padded = send(padded, self._device)
         with self._autocast():
             if padded.dim() == 3:
                 logits, num_frames = self.model.logits_from_features(padded, lengths), lengths
@@ -168,10 +164,10 @@ class Seq2SeqTask(_PrecisionMixin):
         start, ignored = list(self.options.start_ids), -100
         sequences = [torch.tensor([*start, *t, self.options.eos_id]) for t in targets]
         ids = pad_sequence(sequences, batch_first=True, padding_value=ignored)  # (B, L + 1)
-        labels = ids[:, len(start) :].to(self._device)
-        decoder_ids = ids[:, :-1].clamp(min=0).to(self._device)  # any id pads: labels ignore it
+        labels = send(ids[:, len(start) :], self._device)
+        decoder_ids = send(ids[:, :-1].clamp(min=0), self._device)  # any id pads: labels ignore it
         with self._autocast():
-            log_mel = self._move(torch.stack(list(inputs)))
+            log_mel = send(torch.stack(list(inputs)), self._device)
             logits = self.model.logits(log_mel, decoder_ids)[:, len(start) - 1 :]
         return F.cross_entropy(
             _at_least_float32(logits).flatten(0, 1),
@@ -183,7 +179,7 @@ class Seq2SeqTask(_PrecisionMixin):
     @torch.inference_mode()
     def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
         """Return new ids, without start ids and end."""
-        log_mel = self._move(torch.stack(list(inputs)))
+        log_mel = send(torch.stack(list(inputs)), self._device)
         options = DecodingOptions(**{**vars(self.options), "beam_size": beam_size})
         with self._autocast():
             return decode(self.model, log_mel, options)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attention import FeedForward, MultiHeadAttention
+from models.device import send
 from models.packing import Packing
 from models.wav2vec2_convs import FeatureEncoder, PositionalConv
 from models.wav2vec2_masking import TrainingMasks, draw_masks, hide
@@ -365,7 +366,7 @@ class Wav2Vec2(nn.Module):
         if num_frames is not None and min(lengths) < width:
             if self.config.padding == "packed":
                 packing = Packing(lengths, width, device)
-            valid_frames = torch.arange(width, device=device) < num_frames.to(device)[:, None]
+            valid_frames = send(torch.arange(width) < torch.tensor(lengths)[:, None], device)
         masks = draw_masks(lengths, width, self.config).to(device) if self.training else None
         return self._transform(features, valid_frames, packing, masks, states)
 

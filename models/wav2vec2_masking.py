@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from models.device import send
+
 if TYPE_CHECKING:
     from models.wav2vec2 import Wav2Vec2Config
 
@@ -29,7 +31,7 @@ class TrainingMasks:
         """Move what is a tensor, without waiting for the device."""
 
         def move(mask: Tensor | None) -> Tensor | None:
-            return None if mask is None else mask.to(device, non_blocking=True)
+            return None if mask is None else send(mask, device)
 
         return TrainingMasks(move(self.frames), move(self.channels), self.layers)
 
