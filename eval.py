@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batching import BatchSampler
-from data.inputs import model_input, padded_seconds, resolve_data
+from data.inputs import DataOptions, load_inputs, model_input, padded_seconds, resolve_data
 from data.log_mel import FULL_CONTEXT_SECONDS
 from data.metrics import (
     ErrorRate,
@@ -37,6 +37,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import World, resolve_device, resolve_precision
 from models.tasks import PRECISIONS, Task, build_task
 from pruning.analysis import describe_tensors, size_in_bytes
+from pruning.mask_file import weights_hash
 from pruning.masks import measured_sparsity
 from pruning.scope import select_parameters
 
@@ -114,6 +115,38 @@ class Decoding:
     batch_seconds: float | None = None
     merge_sil: bool = False
     world: World = World()
+
+
+def read_inputs(
+    task: Task,
+    checkpoint: Checkpoint,
+    utterances: Sequence[Utterance],
+    options: DataOptions,
+    out: Path,
+) -> Sequence[Tensor]:
+    """Return the model's inputs, those of a frozen feature encoder its features.
+
+    Args:
+        task: Knows what can be computed once.
+        checkpoint: For its frontend and what is frozen.
+        utterances: What to read.
+        options: Whether to compute once, and where a cache is.
+        out: The run folder; what no memory holds is kept in it.
+    """
+    frontend, frozen = checkpoint.frontend, checkpoint.run["freeze"] == "feature_encoder"
+    about: dict[str, Any] = {"frontend": frontend}
+    if precomputes := frozen and options.precompute:
+        encoder: Any = checkpoint.model.feature_encoder
+        about |= {"config": asdict(checkpoint.config), "precision": task.precision}
+        about |= {"weights": weights_hash(dict(encoder.named_parameters()))}
+
+    def compute(utterance: Utterance) -> Tensor:
+        source = model_input(utterance, frontend)
+        return task.prepare(source) if precomputes else source
+
+    device = next(checkpoint.model.parameters()).device
+    cache = Path(options.cache) if options.cache else None
+    return load_inputs(utterances, compute, about, device, out / "inputs", cache)
 
 
 def transcribe(

@@ -7,6 +7,7 @@ options, events, checkpoints, masks and results in the folder ``--out``.
 """
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -19,14 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batching import BatchSampler
-from data.inputs import (
-    DataOptions,
-    keep_near,
-    load_inputs,
-    model_input,
-    padded_seconds,
-    resolve_data,
-)
+from data.inputs import DataOptions, padded_seconds, resolve_data
 from data.log_mel import context_seconds
 from data.options import option, parse_options
 from data.phones import PHONE_SETS
@@ -39,10 +33,19 @@ from data.run_folder import (
     read_json,
     write_json,
 )
-from data.subsets import load_train_dev
+from data.subsets import Corpus, load_corpus
 from data.targets import keep_usable, target_text
 from data.timit import Utterance, load_timit, write_manifest
-from eval import Decoding, Scores, describe_weights, results, score, summary, write_alignments
+from eval import (
+    Decoding,
+    Scores,
+    describe_weights,
+    read_inputs,
+    results,
+    score,
+    summary,
+    write_alignments,
+)
 from models import MODEL_NAMES, PRESETS, PRUNE_SCOPES
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.convert import find_weights, load_initial
@@ -98,10 +101,10 @@ class Run:
     params: dict[str, Tensor]
     schedule: Schedule
     sampler: BatchSampler
-    inputs: list[Tensor]
+    inputs: Sequence[Tensor]
     targets: list[list[int]]
     dev: list[Utterance]
-    dev_inputs: list[Tensor]
+    dev_inputs: Sequence[Tensor]
     world: World
     log: EventLog
     eval_every: int
@@ -278,13 +281,14 @@ def restore(run: Run, training: dict[str, Any]) -> None:
     run.world.seed(run.options.seed + run.step)
 
 
-def build_run(options: TrainOptions, out: Path, last: Path | None, world: World) -> Run:
-    """Read the corpus and the weights and put together what the loop needs."""
+def build_run(
+    options: TrainOptions, corpus: Corpus, out: Path, last: Path | None, world: World
+) -> Run:
+    """Read the weights and put together what the loop needs."""
     torch.manual_seed(options.seed)
     device = resolve_device(options.device)
-    root = resolve_data(options.data)
-    train, dev = load_train_dev(root, options.subset)
-    checkpoint = load_checkpoint(last) if last else initial_checkpoint(options, root, train)
+    train, dev = corpus.train, corpus.dev
+    checkpoint = load_checkpoint(last) if last else initial_checkpoint(options, corpus)
     about, frontend, training = checkpoint.run, checkpoint.frontend, checkpoint.training
     if last and "schedule" not in (training or {}):
         raise ValueError(f"{last} holds no training state: resume from a last.pt")
@@ -313,10 +317,10 @@ def build_run(options: TrainOptions, out: Path, last: Path | None, world: World)
         params=select_parameters(dict(model.named_parameters()), about["scope_pattern"]),
         schedule=build_schedule(about["method"], options),
         sampler=sampler,
-        inputs=read_inputs(options, checkpoint, task, train),
+        inputs=read_inputs(task, checkpoint, train, options, out),
         targets=targets,
         dev=dev,
-        dev_inputs=read_inputs(options, checkpoint, task, dev),
+        dev_inputs=read_inputs(task, checkpoint, dev, options, out),
         world=world,
         log=EventLog(out / "metrics.jsonl", at, world.writes),
         eval_every=options.eval_every or steps_per_epoch,
@@ -333,36 +337,14 @@ def build_run(options: TrainOptions, out: Path, last: Path | None, world: World)
     return run
 
 
-def read_inputs(
-    options: TrainOptions, checkpoint: Checkpoint, task: Task, utterances: Sequence[Utterance]
-) -> list[Tensor]:
-    """Read the model's inputs, for a frozen feature encoder its features, near the device."""
-    frontend, frozen = checkpoint.frontend, checkpoint.run["freeze"] == "feature_encoder"
-    about: dict[str, Any] = {"frontend": frontend}
-    if precomputes := frozen and options.precompute:
-        encoder: Any = checkpoint.model.feature_encoder
-        about |= {"config": asdict(checkpoint.config), "precision": task.precision}
-        about |= {"weights": weights_hash(dict(encoder.named_parameters()))}
-
-    def compute(utterance: Utterance) -> Tensor:
-        source = model_input(utterance, frontend)
-        return task.prepare(source) if precomputes else source
-
-    folder = Path(options.cache) if options.cache else None
-    inputs = load_inputs(utterances, compute, about, folder)
-    return keep_near(inputs, next(checkpoint.model.parameters()).device)
-
-
-def initial_checkpoint(options: TrainOptions, root: str, train: Sequence[Utterance]) -> Checkpoint:
+def initial_checkpoint(options: TrainOptions, corpus: Corpus) -> Checkpoint:
     """Load or draw the initial weights and fit them to the target."""
     preset = PRESETS[options.model]
     checkpoint, source = load_initial(options.model, options.init)
     if checkpoint.frontend["kind"] == "log_mel":
-        every = [u for split in ("train", "dev", "full-test") for u in load_timit(root, split)]
-        checkpoint.frontend["audio_ctx"] = context_seconds(
-            options.audio_ctx, max(utterance.seconds for utterance in every)
-        )
-    texts = [target_text(utterance, options.target, options.phones) for utterance in train]
+        longest = corpus.longest_seconds()
+        checkpoint.frontend["audio_ctx"] = context_seconds(options.audio_ctx, longest)
+    texts = [target_text(each, options.target, options.phones) for each in corpus.train]
     symbols = PHONE_SETS[options.phones]
     new_head = fit_target(checkpoint, options.target, texts, symbols, options.subword_vocab)
     set_masking(checkpoint.model, options.mask_time, options.mask_channel)
@@ -387,8 +369,8 @@ def method_of(options: TrainOptions) -> str:
     return options.method or ("parp" if options.sparsity else "dense")
 
 
-def check_options(options: TrainOptions) -> None:
-    """Check what concerns several options, before anything is read.
+def check_options(options: TrainOptions) -> Corpus:
+    """Check what concerns several options, before anything is written; return the corpus.
 
     Raises:
         ValueError: If options are out of range or do not go together, or corpus or weights are
@@ -407,7 +389,7 @@ def check_options(options: TrainOptions) -> None:
         raise ValueError("--resume auto needs --out, the folder of the run to go on with")
     problems = []
     try:
-        load_timit(resolve_data(options.data), "train")
+        corpus = load_corpus(resolve_data(options.data), options.subset)
     except ValueError as error:
         problems.append(str(error))
     try:
@@ -417,11 +399,12 @@ def check_options(options: TrainOptions) -> None:
         problems.append(str(error))
     if problems:
         raise ValueError("; and ".join(problems))
+    return corpus
 
 
 def train(options: TrainOptions) -> int:
     """Run what ``options`` ask for; return the exit status."""
-    check_options(options)
+    corpus = check_options(options)
     method = method_of(options)
     name = f"{options.model}-{options.target}-{method}-{options.sparsity:g}-seed{options.seed}"
     world = join_world(device := resolve_device(options.device))
@@ -437,7 +420,7 @@ def train(options: TrainOptions) -> int:
     config = {"options": chosen, "recipe": recipe, **describe_environment(str(device))}
     if world.writes:
         write_json(out / "config.json", config)
-    run = build_run(options, out, last, world)
+    run = build_run(options, corpus, out, last, world)
     if world.writes:
         write_json(out / "config.json", config | {"run": run.checkpoint.run})
     if not fit_stages(run):
@@ -448,6 +431,7 @@ def train(options: TrainOptions) -> int:
         return 0
     write_json(out / "results.json", report)
     (out / "initial.pt").unlink(missing_ok=True)
+    shutil.rmtree(out / "inputs", ignore_errors=True)
     print(summary(report["dev"]), summary(report), report["protocol"], sep="\n")
     print(f"python eval.py --ckpt {out / 'best.pt'}")
     return 0

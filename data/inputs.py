@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from data.audio import SAMPLE_RATE, normalize_waveform, read_audio
 from data.log_mel import FULL_CONTEXT_SECONDS, log_mel
 from data.options import option
 from data.phones import PHONE_SETS
+from data.run_folder import write_json
 from data.synthetic import ensure_demo_corpus
 from data.timit import Utterance
 
@@ -83,26 +86,99 @@ def padded_seconds(utterance: Utterance, frontend: dict[str, Any]) -> float:
     return utterance.seconds
 
 
+class LazyInputs(Sequence[Tensor]):
+    """Inputs, each computed when it is first asked for and then kept.
+
+    A run begins at once, and its first epoch computes what it needs.
+
+    Args:
+        compute: Returns input number i.
+        count: How many there are.
+    """
+
+    def __init__(self, compute: Callable[[int], Tensor], count: int) -> None:
+        self._compute = compute
+        self._kept: list[Tensor | None] = [None] * count
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one input; slices are not taken."""
+        kept = self._kept[index]
+        if kept is None:
+            kept = self._kept[index] = self._compute(index)
+        return kept
+
+
 def load_inputs(
     utterances: Sequence[Utterance],
     compute: Callable[[Utterance], Tensor],
     about: Mapping[str, Any],
-    folder: Path | None = None,
-) -> list[Tensor]:
-    """Compute the input of every utterance, or take them from a cache on disk.
+    device: torch.device,
+    spill: Path,
+    cache: Path | None = None,
+) -> Sequence[Tensor]:
+    """Return the inputs of utterances, on the device where they fit.
 
-    With a folder the inputs are memory-mapped, so they need no memory of their own. A cache is
-    found by ``about`` and by the name, length, size and time of every recording, and checked
-    against its checksum; one that does not fit is made anew with a line on stderr.
+    Without a cache each is computed when it is first asked for, and stays in the device's memory if
+    all take less than a quarter of what is free there; else, with a line on stderr, they are
+    computed now and kept on disk in ``spill``, memory-mapped.
+
+    A cache is found by ``about`` and by the name, length, size and time of every recording, and
+    checked against its checksum; one that does not fit is made anew with a line on stderr.
 
     Args:
         utterances: What to load.
         compute: Returns the input of one utterance: 1 or 2 dimensions, the last always the same.
         about: What else the inputs depend on: frontend, weights. JSON can hold it.
-        folder: Where caches are; None computes and keeps the inputs in memory.
+        device: Where inputs are wanted.
+        spill: Folder for inputs that do not fit.
+        cache: Folder of caches for this and later runs.
     """
-    if folder is None:
-        return [compute(utterance) for utterance in tqdm(utterances, "read", disable=None)]
+    if cache is None:
+        needed, free = _estimate_bytes(utterances, compute), _free_bytes(device)
+        if 4 * needed <= free:
+            return LazyInputs(lambda i: compute(utterances[i]).to(device), len(utterances))
+        tqdm.write(
+            f"inputs of {needed / 1e9:.1f} GB are kept on disk in {spill}: {device.type} has "
+            f"{free / 1e9:.1f} GB free",
+            file=sys.stderr,
+        )
+    inputs = _map_inputs(utterances, compute, about, cache or spill)
+    bytes_mapped = sum(tensor.nbytes for tensor in inputs)
+    if device.type == "cpu" or 4 * bytes_mapped > _free_bytes(device):
+        return inputs
+    return LazyInputs(lambda i: inputs[i].to(device), len(inputs))
+
+
+def _estimate_bytes(
+    utterances: Sequence[Utterance], compute: Callable[[Utterance], Tensor]
+) -> float:
+    """Estimate the size of all inputs from the shortest and the longest, between which it grows."""
+    ends = [pick(utterances, key=lambda u: u.num_samples) for pick in (min, max)]
+    (short, small), (long, large) = ((u.num_samples, compute(u).nbytes) for u in ends)
+    slope = (large - small) / max(1, long - short)
+    return sum(small + slope * (u.num_samples - short) for u in utterances)
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024.0 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # a system that does not tell
+        return math.inf
+
+
+def _map_inputs(
+    utterances: Sequence[Utterance],
+    compute: Callable[[Utterance], Tensor],
+    about: Mapping[str, Any],
+    folder: Path,
+) -> list[Tensor]:
+    """Return inputs memory-mapped from a file in ``folder``, which is written where it is not."""
     files = [(u.utt_id, u.num_samples, *_stat(u.path)) for u in utterances]
     described = json.dumps([FORMAT, dict(about), files], sort_keys=True)
     key = hashlib.sha256(described.encode()).hexdigest()[:24]
@@ -110,25 +186,10 @@ def load_inputs(
     inputs, problem = _read_cache(index, data)
     if inputs is None:
         tqdm.write(f"{problem}: computing {len(utterances)} inputs", file=sys.stderr)
-        _write_cache(index, data, load_inputs(utterances, compute, about))
+        _write_cache(index, data, map(compute, tqdm(utterances, "read", disable=None)))
         inputs, problem = _read_cache(index, data)
     if inputs is None:
         raise ValueError(f"cannot keep inputs in {folder} ({problem}): give another --cache")
-    return inputs
-
-
-def keep_near(inputs: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Move inputs onto a GPU where they take less than a quarter of its free memory."""
-    if device.type != "cuda":
-        return inputs
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
-    free, _ = torch.cuda.mem_get_info(device)
-    if 4 * needed < free:
-        return [tensor.to(device) for tensor in inputs]
-    tqdm.write(
-        f"inputs of {needed / 1e9:.1f} GB stay off the GPU, which has {free / 1e9:.1f} GB free",
-        file=sys.stderr,
-    )
     return inputs
 
 
@@ -156,23 +217,31 @@ def _read_cache(index: Path, data: Path) -> tuple[list[Tensor] | None, str]:
     return list(rows.split(entry["lengths"])), ""
 
 
-def _write_cache(index: Path, data: Path, inputs: list[Tensor]) -> None:
+def _write_cache(index: Path, data: Path, inputs: Iterable[Tensor]) -> None:
     """Write the data, then the index: without the second the first is not a cache."""
-    index.parent.mkdir(parents=True, exist_ok=True)
-    crc, temporary = 0, data.with_name(f".{data.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        for tensor in inputs:
-            content = tensor.cpu().contiguous().view(torch.uint8).numpy().data
-            crc = zlib.crc32(content, crc)
-            file.write(content)
-    os.replace(temporary, data)
+    crc, lengths, last = 0, [], torch.empty(0)
+    temporary = data.with_name(f".{data.name}.{os.getpid()}.tmp")
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            for last in inputs:
+                content = last.cpu().contiguous().view(torch.uint8).numpy().data
+                crc = zlib.crc32(content, crc)
+                lengths.append(len(last))
+                file.write(content)
+        os.replace(temporary, data)
+    except OSError as error:
+        raise ValueError(
+            f"cannot keep inputs in {data.parent} ({error.strerror or error}): give another --cache"
+        ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     entry = {
-        "dtype": str(inputs[0].dtype).removeprefix("torch."),
-        "two_dimensional": inputs[0].dim() == 2,
-        "width": inputs[0].shape[1] if inputs[0].dim() == 2 else 1,
-        "lengths": [len(tensor) for tensor in inputs],
+        "dtype": str(last.dtype).removeprefix("torch."),
+        "two_dimensional": last.dim() == 2,
+        "width": last.shape[1] if last.dim() == 2 else 1,
+        "lengths": lengths,
         "crc32": crc,
     }
-    temporary = index.with_name(f".{index.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(entry), encoding="utf-8")
-    os.replace(temporary, index)
+    write_json(index, entry)

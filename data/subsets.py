@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -11,13 +12,39 @@ from data.timit import Utterance, check_counts, load_timit
 _FORM = "give sex=f, dialect=1+2, minutes=10, or several joined by commas"
 
 
-def load_train_dev(root: str, subset: str | None) -> tuple[list[Utterance], list[Utterance]]:
-    """List train, or a subset of it, and dev; say on stderr where TIMIT's counts are not met."""
+@dataclass(frozen=True)
+class Corpus:
+    """What a run trains on and is scored on while it trains.
+
+    Attributes:
+        root: Its folder.
+        train: Utterances of train, or of a subset of it.
+        dev: Utterances of dev.
+        longest: The longest utterance of train (all of it) and dev.
+    """
+
+    root: str
+    train: list[Utterance]
+    dev: list[Utterance]
+    longest: Utterance
+
+    def longest_seconds(self) -> float:
+        """Return the length of the longest utterance, those of TEST included."""
+        return max(u.seconds for u in [self.longest, *load_timit(self.root, "full-test")])
+
+
+def load_corpus(root: str, subset: str | None) -> Corpus:
+    """List train, or a subset of it, and dev; say on stderr where TIMIT's counts are not met.
+
+    Raises:
+        ValueError: As `load_timit` and `select_subset`.
+    """
     splits = {split: load_timit(root, split) for split in ("train", "dev")}
     for warning in (text for pair in splits.items() for text in check_counts(*pair)):
         tqdm.write(f"warning: {warning}", file=sys.stderr)
-    train = splits["train"]
-    return select_subset(train, subset) if subset else train, splits["dev"]
+    train, dev = splits["train"], splits["dev"]
+    longest = max([*train, *dev], key=lambda utterance: utterance.seconds)
+    return Corpus(root, select_subset(train, subset) if subset else train, dev, longest)
 
 
 def select_subset(utterances: Sequence[Utterance], subset: str) -> list[Utterance]:

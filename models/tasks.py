@@ -118,12 +118,12 @@ class CTCTask(_PrecisionMixin):
 
     @torch.no_grad()
     def prepare(self, source: Tensor) -> Tensor:
-        """Return the features (T, C) of a waveform where the feature encoder is frozen."""
+        """Return the features (T, C) on the model's device where the feature encoder is frozen."""
         if any(p.requires_grad for p in self.model.feature_encoder.parameters()):
             return source
         with self._autocast():
-            features = self.model.features(source[None].to(self._device))
-        return features[0].cpu()
+            features: Tensor = self.model.features(source[None].to(self._device))
+        return features[0]
 
     def _log_probs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         lengths = torch.tensor([len(item) for item in inputs])

@@ -17,7 +17,7 @@ import train
 
 def main() -> int:
     torch.set_default_dtype(torch.float64)
-    read, log_step = train.model_input, train.log_step
+    read, log_step = eval.model_input, train.log_step
 
     def read_double(*args: Any) -> Tensor:
         return read(*args).double()
@@ -27,7 +27,7 @@ def main() -> int:
         if run.world.rank == 0 and run.step == int(os.environ.get("STOP_AT", "-1")):
             signal.raise_signal(signal.SIGTERM)
 
-    train.model_input = eval.model_input = read_double
+    eval.model_input = read_double
     train.log_step = stop
     return train.main(sys.argv[1:])
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import train
-from data.inputs import load_inputs, model_input
+from data import inputs as inputs_module
+from data.inputs import model_input
 from data.timit import Utterance, load_timit
 from models import build_model, device
 from models.checkpoint import load_checkpoint
@@ -18,6 +19,13 @@ from models.tasks import CTCTask
 
 WAVEFORM = {"kind": "waveform", "normalize": True}
 LOG_MEL = {"kind": "log_mel", "num_mels": 80, "audio_ctx": 3.0}
+
+
+CPU = torch.device("cpu")
+
+
+def load_inputs(*args: Any, spill: Path = Path("nowhere"), cache: Path | None = None) -> Any:
+    return inputs_module.load_inputs(*args, CPU, spill, cache)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +96,7 @@ def test_cached_inputs_are_the_computed_ones(
 
     expected = [compute(utterance) for utterance in utterances]
     for _ in range(2):
-        cached = load_inputs(utterances, compute, frontend, tmp_path)
+        cached = load_inputs(utterances, compute, frontend, cache=tmp_path)
         assert [tensor.dtype for tensor in cached] == [dtype] * len(expected)
         assert all(torch.equal(a, b) for a, b in zip(cached, expected, strict=True))
 
@@ -96,8 +104,57 @@ def test_cached_inputs_are_the_computed_ones(
 def test_second_run_takes_the_cache(utterances: list[Utterance], tmp_path: Path) -> None:
     counter = _Counter(LOG_MEL)
     for _ in range(2):
-        load_inputs(utterances, counter, LOG_MEL, tmp_path)
+        load_inputs(utterances, counter, LOG_MEL, cache=tmp_path)
     assert counter.count == len(utterances)
+
+
+@pytest.mark.parametrize("frontend", [WAVEFORM, LOG_MEL], ids=["waveform", "log-mel"])
+def test_inputs_without_a_cache_are_computed_when_they_are_asked_for_and_once(
+    utterances: list[Utterance], frontend: dict[str, Any]
+) -> None:
+    counter = _Counter(frontend)
+    inputs = load_inputs(utterances, counter, frontend)
+    counter.count = 0  # the size was estimated
+    for _ in range(2):
+        assert torch.equal(inputs[1], model_input(utterances[1], frontend))
+    assert counter.count == 1
+    assert len(inputs) == len(utterances)
+
+
+@pytest.mark.parametrize("frontend", [WAVEFORM, LOG_MEL], ids=["waveform", "log-mel"])
+def test_size_of_inputs_is_estimated_from_two_of_them(
+    utterances: list[Utterance], frontend: dict[str, Any]
+) -> None:
+    counter = _Counter(frontend)
+    estimate = inputs_module._estimate_bytes(utterances, counter)
+    assert counter.count == 2
+    assert estimate == sum(model_input(utterance, frontend).nbytes for utterance in utterances)
+
+
+@pytest.mark.parametrize(("share", "spilled"), [(0.26, True), (0.24, False)])
+def test_inputs_that_memory_does_not_hold_are_kept_on_disk_with_a_line_that_says_so(
+    utterances: list[Utterance],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    share: float,
+    spilled: bool,
+) -> None:
+    expected = [model_input(utterance, WAVEFORM) for utterance in utterances]
+    free = sum(tensor.nbytes for tensor in expected) / share
+    monkeypatch.setattr(inputs_module, "_free_bytes", lambda device: free)
+    inputs = load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, spill=tmp_path)
+    assert ("are kept on disk in" in capsys.readouterr().err) == spilled
+    assert len(list(tmp_path.glob("*.bin"))) == spilled
+    assert all(torch.equal(inputs[i], tensor) for i, tensor in enumerate(expected))
+
+
+def test_inputs_that_no_disk_takes_are_a_value_error(
+    utterances: list[Utterance], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="give another --cache"):
+        load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, cache=tmp_path / "file")
 
 
 def _cut(folder: Path) -> None:
@@ -128,12 +185,12 @@ def test_damaged_cache_is_computed_anew_with_a_line_that_says_so(
     damage: Callable[[Path], None],
     named: str,
 ) -> None:
-    expected = load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, tmp_path)
+    expected = load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, cache=tmp_path)
     expected = [tensor.clone() for tensor in expected]
     damage(tmp_path)
     capsys.readouterr()
     counter = _Counter(WAVEFORM)
-    again = load_inputs(utterances, counter, WAVEFORM, tmp_path)
+    again = load_inputs(utterances, counter, WAVEFORM, cache=tmp_path)
     assert named in capsys.readouterr().err
     assert counter.count == len(utterances)
     assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
@@ -142,7 +199,7 @@ def test_damaged_cache_is_computed_anew_with_a_line_that_says_so(
 def test_cache_of_other_weights_or_recordings_is_not_used(
     utterances: list[Utterance], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM | {"weights": "a"}, tmp_path)
+    load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM | {"weights": "a"}, cache=tmp_path)
     others = (
         (utterances, WAVEFORM | {"weights": "b"}),
         (utterances[:2], WAVEFORM | {"weights": "a"}),
@@ -150,7 +207,7 @@ def test_cache_of_other_weights_or_recordings_is_not_used(
     for wanted, about in others:
         capsys.readouterr()
         counter = _Counter(WAVEFORM)
-        load_inputs(wanted, counter, about, tmp_path)
+        load_inputs(wanted, counter, about, cache=tmp_path)
         assert counter.count == len(wanted)
         assert "no cache for these recordings and weights" in capsys.readouterr().err
 
@@ -158,11 +215,11 @@ def test_cache_of_other_weights_or_recordings_is_not_used(
 def test_recording_changed_since_is_computed_anew(
     utterances: list[Utterance], tmp_path: Path
 ) -> None:
-    load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, tmp_path)
+    load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, cache=tmp_path)
     stat = utterances[0].path.stat()
     os.utime(utterances[0].path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     counter = _Counter(WAVEFORM)
-    load_inputs(utterances, counter, WAVEFORM, tmp_path)
+    load_inputs(utterances, counter, WAVEFORM, cache=tmp_path)
     assert counter.count == len(utterances)
 
 

@@ -90,9 +90,7 @@ def test_omp_final_stage_begins_with_the_initial_weights(omp: Path, small_corpus
         train.TrainOptions, ["--model", "w2v2-demo", "--data", str(small_corpus)], ""
     )
     torch.manual_seed(0)
-    start = train.initial_checkpoint(
-        options, str(small_corpus), train.load_timit(small_corpus, "train")
-    )
+    start = train.initial_checkpoint(options, train.load_corpus(str(small_corpus), None))
     assert load_checkpoint(omp / "best.pt").run["weights_hash"] == start.run["weights_hash"]
     first = [event for event in _events(omp) if event["event"] == "train" and event["step"] == 1]
     assert first[0]["stage"] == 0
