@@ -68,6 +68,7 @@ class EvalOptions:
         "inside the model; without it bf16 on CUDA, fp32 on the CPU", None, tuple(PRECISIONS)
     )
     device: str = option("auto, cpu, cuda or cuda:N", "auto")
+    fast: bool = option("take the fast paths; --no-fast the plain ones, with the same result", True)
     merge_sil: bool = option("collapse runs of sil in references and hypotheses", False)
     json: str | None = option("file to write the results to", None)
     trn: str | None = option("folder to write ref.trn and hyp.trn to", None)
@@ -312,9 +313,8 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     utterances = load_timit(root, options.split)
     for warning in check_counts(options.split, utterances):
         print(f"eval.py: warning: {warning}", file=sys.stderr)
-    task = build_task(
-        checkpoint.model, checkpoint.decoding, resolve_precision(options.precision, device)
-    )
+    precision = resolve_precision(options.precision, device)
+    task = build_task(checkpoint.model, checkpoint.decoding, precision, options.fast)
     beam_size = options.beam_size if options.decode == "beam" else 1
     decoding = Decoding(beam_size, options.batch_seconds, options.merge_sil)
     scores = score(task, checkpoint, utterances, decoding)

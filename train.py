@@ -189,30 +189,37 @@ def optimizer_step(run: Run) -> tuple[Tensor, Tensor]:
     """Take one step; return the loss per target token and the gradient norm before clipping.
 
     Both stay on the device: they are read when they are logged.
-
-    Raises:
-        ValueError: If the device has too little memory for a batch.
     """
     batches = [run.sampler.next_batch() for _ in range(run.options.grad_accum)]
     num_tokens = sum(max(1, len(run.targets[i])) for batch in batches for i in batch)
-    loss_per_token = torch.zeros((), device=next(iter(run.params.values())).device)
-    for batch in batches:
-        mine = run.world.share(batch)
-        if not mine:
-            continue
-        try:
-            loss = run.task.loss([run.inputs[i] for i in mine], [run.targets[i] for i in mine])
-            run.optimizer.backward(loss / num_tokens)
-        except torch.OutOfMemoryError:
-            longest = max(run.sampler.lengths[i] for i in mine)
-            raise ValueError(
-                f"out of memory at step {run.step + 1}, on {len(mine)} utterances of up to "
-                f"{longest:.1f} s: lower --batch-seconds (and raise --grad-accum)"
-            ) from None
-        loss_per_token += loss.detach() / num_tokens
+    shares = [mine for batch in batches if (mine := run.world.share(batch))]
+    loss = torch.zeros((), device=next(iter(run.params.values())).device)
+    for mine in shares:
+        loss = loss + add_gradients(run, mine, num_tokens)
     run.world.sum_gradients(run.optimizer.gradients())
-    loss_per_token = run.world.sum(loss_per_token)
-    return loss_per_token, run.optimizer.step(run.step, loss_per_token)
+    loss = run.world.sum(loss)
+    return loss, run.optimizer.step(run.step, loss)
+
+
+def add_gradients(run: Run, batch: Sequence[int], num_tokens: int) -> Tensor:
+    """Add the gradients of a batch to those of the step; return its share of the loss.
+
+    Raises:
+        ValueError: If the device has too little memory for the batch.
+    """
+    try:
+        inputs, targets = [run.inputs[i] for i in batch], [run.targets[i] for i in batch]
+        loss = run.task.loss(inputs, targets) / num_tokens
+        run.optimizer.backward(loss)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise  # a CPU without memory has no type of its own
+        longest = max(run.sampler.lengths[i] for i in batch)
+        raise ValueError(
+            f"out of memory at step {run.step + 1}, on {len(batch)} utterances of up to "
+            f"{longest:.1f} s: lower --batch-seconds (and raise --grad-accum)"
+        ) from None
+    return loss.detach()
 
 
 def log_step(run: Run, loss: Tensor, grad_norm: Tensor, reprune: Reprune | None) -> None:
@@ -296,7 +303,8 @@ def build_run(
     model = checkpoint.model.to(device)
     if about["freeze"] == "feature_encoder":
         model.feature_encoder.requires_grad_(False)
-    task = build_task(model, checkpoint.decoding, resolve_precision(options.precision, device))
+    precision = resolve_precision(options.precision, device)
+    task = build_task(model, checkpoint.decoding, precision, options.fast)
     assert checkpoint.tokenizer is not None
     texts = [target_text(utterance, options.target, options.phones) for utterance in train]
     encoded = [checkpoint.tokenizer.encode(text) for text in texts]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.attention import KeysValues
 from models.beam_search import BeamSearch
+from models.graphed_decoding import GreedyGraphs
 from models.kv_cache import KVCache
 from models.whisper import Whisper
 
@@ -40,7 +41,13 @@ class DecodingOptions:
     length_penalty: float = 1.0
 
 
-def decode(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> list[list[int]]:
+def decode(
+    model: Whisper,
+    log_mel: Tensor,
+    options: DecodingOptions,
+    fast: bool = True,
+    graphs: GreedyGraphs | None = None,
+) -> list[list[int]]:
     """Transcribe a batch of utterances.
 
     The model is in eval mode meanwhile and no gradient is recorded. Nothing is random. Scores are
@@ -51,6 +58,9 @@ def decode(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> list[li
         model: Any Whisper, on the device of ``log_mel``.
         log_mel: (B, M, F) floating.
         options: Start ids, limits, filters and beam size.
+        fast: Whether a CPU encodes utterance by utterance and, for greedy decoding, attends to the
+            audio unprojected.
+        graphs: With it greedy steps are those that it has captured, and captures.
 
     Returns:
         Per utterance the new ids, without start ids and end token.
@@ -73,24 +83,24 @@ def decode(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> list[li
     model.eval()
     try:
         with torch.inference_mode():
-            search = _decode_greedily if options.beam_size == 1 else _decode_with_beams
-            ids = search(model, _new_cache(model, log_mel, options), options)
+            if graphs is not None and options.beam_size == 1:
+                cross = model.decoder.cross_keys_values(model.encode(log_mel))
+                ids = graphs.decode(model, cross, options)
+            else:
+                search = _decode_greedily if options.beam_size == 1 else _decode_with_beams
+                fill = _fill_on_cpu if fast and log_mel.device.type == "cpu" else _fill
+                ids = search(model, fill(model, log_mel, options), options)
     finally:
         model.train(was_training)
     return [_until(row, options.eos_id) for row in ids.tolist()]
 
 
-def _new_cache(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> KVCache:
+def _fill(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> KVCache:
     """Encode log-mel (B, M, F) and return a cache that holds what the decoder attends to."""
-    make = _new_cpu_cache if log_mel.device.type == "cpu" else _new_gpu_cache
-    return make(model, log_mel, options)
-
-
-def _new_gpu_cache(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> KVCache:
     return model.new_cache(model.encode(log_mel), options.max_tokens, options.beam_size)
 
 
-def _new_cpu_cache(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> KVCache:
+def _fill_on_cpu(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> KVCache:
     """Encode one utterance at a time: what is computed with stays in the CPU's cache."""
     if options.beam_size == 1:  # so few queries that keys and values would cost more
         encoded = torch.cat([model.encode(one) for one in log_mel.split(1)])

@@ -33,11 +33,12 @@ class LayerCache:
         self._max_tokens = max_tokens
         self._keys = self._values = torch.empty(0)
 
-    def append(self, keys: Tensor, values: Tensor) -> KeysValues:
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Write ``keys`` and ``values`` (B * N, H, L, K) behind the held ones; return all of them.
 
         Returns:
-            Views (B * N, H, length, K) of the cache, the new tokens included.
+            Views (B * N, H, length, K) of the cache, the new tokens included, and which of these
+            the new tokens may attend to: bool (L, length), or None for all.
 
         Raises:
             ValueError: If the cache is too small for them.
@@ -54,7 +55,11 @@ class LayerCache:
         self._keys[:, :, start:end] = keys
         self._values[:, :, start:end] = values
         self.length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        visible = None
+        if keys.shape[2] > 1:
+            ones = torch.ones(keys.shape[2], end, dtype=torch.bool, device=keys.device)
+            visible = ones.tril(start)
+        return self._keys[:, :, :end], self._values[:, :, :end], visible
 
     def reorder(self, rows: Tensor) -> None:
         """Make row ``i`` continue what row ``rows[i]`` held."""
@@ -109,6 +114,10 @@ class KVCache:
         sources = self._sources
         return len(sources) if isinstance(sources, Tensor) else len(sources[0][0])
 
+    def places(self, num_new: int) -> slice | Tensor:
+        """Return the positions of the next ``num_new`` tokens."""
+        return slice(self.length, self.length + num_new)
+
     def source(self, layer: int) -> Source:
         """Return what decoder layer number ``layer`` cross-attends to."""
         return self._sources if isinstance(self._sources, Tensor) else self._sources[layer]
@@ -138,6 +147,54 @@ class KVCache:
                 (_keep_rows(keys, utterances), _keep_rows(values, utterances))
                 for keys, values in self._sources
             ]
+
+
+class StaticKVCache(KVCache):
+    """A cache whose shapes and memory never change and whose length is on the device.
+
+    It takes one token at a time, and every step computes with room for all tokens, so a captured
+    step can be replayed for each of them.
+
+    Args:
+        sources: Keys and values of the encoded audio, (B, H, T, K) each; copied.
+        max_tokens: Tokens that fit.
+
+    Attributes:
+        position: (1,) int64, tokens held so far: the caller counts.
+    """
+
+    def __init__(self, sources: Sequence[KeysValues], max_tokens: int) -> None:
+        copies = [(keys.clone(), values.clone()) for keys, values in sources]
+        super().__init__(copies, len(copies), max_tokens)
+        keys = copies[0][0]
+        shape = (*keys.shape[:2], max_tokens, keys.shape[3])
+        self.position = torch.zeros(1, dtype=torch.int64, device=keys.device)
+        self.layers = [_StaticLayerCache(keys.new_zeros(2, *shape), self.position) for _ in copies]
+
+    def refill(self, sources: Sequence[KeysValues]) -> None:
+        """Begin anew with the first B keys and values replaced by those of ``sources``."""
+        self.position.zero_()
+        for index, given in enumerate(sources):
+            for held, new in zip(self.source(index), given, strict=True):
+                held[: len(new)].copy_(new)
+
+    def places(self, num_new: int) -> Tensor:
+        """Return the position of the next token."""
+        return self.position
+
+
+class _StaticLayerCache(LayerCache):
+    def __init__(self, keys_values: Tensor, position: Tensor) -> None:
+        super().__init__(keys_values.shape[3])
+        self._keys, self._values = keys_values
+        self._position = position
+        self._places = torch.arange(self._max_tokens, device=position.device)
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Write one token in its place; return the whole cache and what of it may be attended."""
+        self._keys.index_copy_(2, self._position, keys)
+        self._values.index_copy_(2, self._position, values)
+        return self._keys, self._values, (self._places <= self._position)[None]
 
 
 def _keep_rows(held: Tensor, rows: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ class FitOptions:
     precision: str | None = _option(
         "inside the model; without it bf16 on CUDA, fp32 on the CPU", None, tuple(PRECISIONS)
     )
+    fast: bool = _option(
+        "leave the padding out of batches and, on CUDA, replay captured graphs; --no-fast takes "
+        "the plain path, with the same numbers but for what dropout draws",
+        True,
+    )
     patience: int = _option("non-finite steps in a row before the run stops", 10, positive=True)
 
 

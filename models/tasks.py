@@ -7,7 +7,7 @@ summed loss or the decoded ids, so that train.py and eval.py need not know the a
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from models.ctc import beam_decode, greedy_decode
 from models.decoding import DecodingOptions, decode
 from models.device import send
+from models.graphed_decoding import GreedyGraphs
+from models.graphed_models import GraphedWav2Vec2, GraphedWhisper
 from models.wav2vec2 import Wav2Vec2
 from models.whisper import Whisper
 
@@ -54,9 +56,8 @@ class _PrecisionMixin:
     precision: str
 
     def _autocast(self) -> AbstractContextManager[None]:
-        device = next(self.model.parameters()).device.type
         dtype = PRECISIONS[self.precision]
-        return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self._device.type, dtype)
 
     @property
     def _device(self) -> torch.device:
@@ -72,20 +73,25 @@ class CTCTask(_PrecisionMixin):
 
     Inputs are waveforms (S,), or features (T, C) from :meth:`prepare`.
 
-    The model is set to ``padding="packed"``, in training too: what a batch is padded with, and so
-    the batch size, changes no score and costs no time.
+    What a batch is padded with, and so the batch size, changes no score, in training too: the model
+    is set to ``padding="packed"``, or "independent" on the plain path.
 
     Args:
         model: The model; its parameters stay in float32.
         blank_id: Id of the CTC blank.
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
+        fast: Whether batches are packed and, on CUDA, training steps on features replay graphs.
     """
 
-    def __init__(self, model: Wav2Vec2, blank_id: int, precision: str = "fp32") -> None:
-        model.config = dataclasses.replace(model.config, padding="packed")
+    def __init__(
+        self, model: Wav2Vec2, blank_id: int, precision: str = "fp32", fast: bool = True
+    ) -> None:
+        padding: Literal["packed", "independent"] = "packed" if fast else "independent"
+        model.config = dataclasses.replace(model.config, padding=padding)
         self.model = model
         self.blank_id = blank_id
         self.precision = precision
+        self._graphed = GraphedWav2Vec2(model) if fast and _has_graphs(model) else None
 
     def loss(self, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
         """Return the CTC loss summed over the batch; an utterance without an alignment adds 0."""
@@ -127,14 +133,15 @@ class CTCTask(_PrecisionMixin):
 
     def _log_probs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         lengths = torch.tensor([len(item) for item in inputs])
-        padded = pad_sequence(list(inputs), batch_first=True)  # (B, S) or (B, T, C)
-        padded = send(padded, self._device)
+        are_features = inputs[0].dim() == 2
+        num_frames = lengths if are_features else self.model.num_frames(lengths)
         with self._autocast():
-            if padded.dim() == 3:
-                logits, num_frames = self.model.logits_from_features(padded, lengths), lengths
+            if self._graphed and are_features and self.model.training:
+                logits = self._graphed(inputs)
             else:
-                logits = self.model.logits(padded, lengths)
-                num_frames = self.model.num_frames(lengths)
+                padded = send(pad_sequence(list(inputs), batch_first=True), self._device)
+                score = self.model.logits_from_features if are_features else self.model.logits
+                logits = score(padded, lengths)
         return _at_least_float32(logits).log_softmax(-1), num_frames
 
 
@@ -146,9 +153,17 @@ class Seq2SeqTask(_PrecisionMixin):
         decoding: ``start_ids``, ``eos_id``, ``suppress_ids``, ``begin_suppress_ids`` and
             ``max_tokens`` (of the whole sequence, start ids included).
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
+        fast: Whether, on CUDA, training and greedy decoding replay graphs and, on a CPU, greedy
+            decoding attends to the audio unprojected.
     """
 
-    def __init__(self, model: Whisper, decoding: dict[str, Any], precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: Whisper,
+        decoding: dict[str, Any],
+        precision: str = "fp32",
+        fast: bool = True,
+    ) -> None:
         self.model = model
         self.options = DecodingOptions(
             start_ids=tuple(decoding["start_ids"]),
@@ -158,6 +173,10 @@ class Seq2SeqTask(_PrecisionMixin):
             begin_suppress_ids=tuple(decoding["begin_suppress_ids"]),
         )
         self.precision = precision
+        self._fast = fast
+        graphs = fast and _has_graphs(model)
+        self._graphed = GraphedWhisper(model) if graphs else None
+        self._greedy_graphs = GreedyGraphs() if graphs else None
 
     def loss(self, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
         """Return the cross-entropy summed over target tokens and the end of each sequence."""
@@ -166,11 +185,12 @@ class Seq2SeqTask(_PrecisionMixin):
         ids = pad_sequence(sequences, batch_first=True, padding_value=ignored)  # (B, L + 1)
         labels = send(ids[:, len(start) :], self._device)
         decoder_ids = send(ids[:, :-1].clamp(min=0), self._device)  # any id pads: labels ignore it
+        log_mel = send(torch.stack(list(inputs)), self._device)
+        graphed = self._graphed if self.model.training else None
         with self._autocast():
-            log_mel = send(torch.stack(list(inputs)), self._device)
-            logits = self.model.logits(log_mel, decoder_ids)[:, len(start) - 1 :]
+            logits = (graphed or self.model.logits)(log_mel, decoder_ids)
         return F.cross_entropy(
-            _at_least_float32(logits).flatten(0, 1),
+            _at_least_float32(logits[:, len(start) - 1 :]).flatten(0, 1),
             labels.flatten(),
             ignore_index=ignored,
             reduction="sum",
@@ -182,7 +202,7 @@ class Seq2SeqTask(_PrecisionMixin):
         log_mel = send(torch.stack(list(inputs)), self._device)
         options = DecodingOptions(**{**vars(self.options), "beam_size": beam_size})
         with self._autocast():
-            return decode(self.model, log_mel, options)
+            return decode(self.model, log_mel, options, self._fast, self._greedy_graphs)
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
         """Say so where the target is longer than the decoder's positions."""
@@ -196,13 +216,20 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def build_task(model: nn.Module, decoding: dict[str, Any], precision: str = "fp32") -> Task:
+def _has_graphs(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cuda"
+
+
+def build_task(
+    model: nn.Module, decoding: dict[str, Any], precision: str = "fp32", fast: bool = True
+) -> Task:
     """Build the task of ``model``.
 
     Args:
         model: A ``Wav2Vec2`` or ``Whisper``.
         decoding: The checkpoint's decoding settings.
         precision: "fp32", "bf16" or "fp16".
+        fast: Whether to take the fast paths; the plain ones give the same numbers.
 
     Raises:
         ValueError: If ``precision`` is unknown, or fp16 is asked for on the CPU.
@@ -212,6 +239,6 @@ def build_task(model: nn.Module, decoding: dict[str, Any], precision: str = "fp3
     if precision == "fp16" and next(model.parameters()).device.type == "cpu":
         raise ValueError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
     if isinstance(model, Wav2Vec2):
-        return CTCTask(model, decoding["blank_id"], precision)
+        return CTCTask(model, decoding["blank_id"], precision, fast)
     assert isinstance(model, Whisper)
-    return Seq2SeqTask(model, decoding, precision)
+    return Seq2SeqTask(model, decoding, precision, fast)

@@ -345,6 +345,19 @@ class Wav2Vec2(nn.Module):
         """
         return self.head(self.head_dropout(self._encode(features, num_frames)))
 
+    def masked_logits(self, features: Tensor, valid_frames: Tensor, masks: TrainingMasks) -> Tensor:
+        """Score as `logits_from_features` does in training, with nothing drawn or checked here.
+
+        Args:
+            features: (B, T, C).
+            valid_frames: Bool (B, T), True = takes part; at least one in each row.
+            masks: What is hidden, all of it tensors.
+
+        Returns:
+            (B, T, V).
+        """
+        return self.head(self.head_dropout(self._transform(features, valid_frames, None, masks)))
+
     def reset_head(self, vocab_size: int) -> None:
         """Replace the CTC head by a fresh one for ``vocab_size`` symbols.
 

@@ -33,7 +33,8 @@ class TrainingMasks:
         def move(mask: Tensor | None) -> Tensor | None:
             return None if mask is None else send(mask, device)
 
-        return TrainingMasks(move(self.frames), move(self.channels), self.layers)
+        layers = send(self.layers, device) if isinstance(self.layers, Tensor) else self.layers
+        return TrainingMasks(move(self.frames), move(self.channels), layers)
 
 
 def draw_masks(lengths: Sequence[int], width: int, config: "Wav2Vec2Config") -> TrainingMasks:

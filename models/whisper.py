@@ -152,14 +152,10 @@ class DecoderLayer(nn.Module):
 
     def _attend_to_text(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         """Attend to the given and the cached tokens, none after the query's own."""
-        num_past, num_new = cache.length if cache else 0, x.shape[1]
-        keys_values = self.self_attn.keys_values(x)
-        if cache is not None:
-            keys_values = cache.append(*keys_values)
-        if num_past == 0 or num_new == 1:
-            return self.self_attn(x, keys_values, is_causal=num_past == 0)
-        visible = torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=x.device)
-        return self.self_attn(x, keys_values, attention_mask=visible.tril(num_past))
+        if cache is None:
+            return self.self_attn(x, is_causal=True)
+        keys, values, visible = cache.append(*self.self_attn.keys_values(x))
+        return self.self_attn(x, (keys, values), visible)
 
 
 class TextDecoder(nn.Module):
@@ -173,15 +169,15 @@ class TextDecoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
-    def embed(self, decoder_ids: Tensor, num_past: int = 0) -> Tensor:
-        """Map ids (B, L), preceded by ``num_past`` others, to the first layer's input (B, L, D)."""
-        end = num_past + decoder_ids.shape[1]
-        if end > self.positions.shape[0]:
+    def embed(self, decoder_ids: Tensor, places: slice | Tensor | None = None) -> Tensor:
+        """Map ids (B, L) at the given positions, the first L, to the first layer's input."""
+        places = slice(0, decoder_ids.shape[1]) if places is None else places
+        if isinstance(places, slice) and places.stop > self.positions.shape[0]:
             raise ValueError(
-                f"{end} tokens are more than the decoder's {self.positions.shape[0]} positions: "
-                "shorten the target"
+                f"{places.stop} tokens are more than the decoder's {self.positions.shape[0]} "
+                "positions: shorten the target"
             )
-        return self.dropout(self.token_embedding(decoder_ids) + self.positions[num_past:end])
+        return self.dropout(self.token_embedding(decoder_ids) + self.positions[places])
 
     def forward(
         self, decoder_ids: Tensor, encoded: Tensor | None = None, cache: KVCache | None = None
@@ -194,7 +190,7 @@ class TextDecoder(nn.Module):
             for layer, cross in zip(self.layers, self.cross_keys_values(encoded), strict=True):
                 x = layer(x, cross)
         else:
-            x = self.embed(decoder_ids, cache.length)
+            x = self.embed(decoder_ids, cache.places(decoder_ids.shape[1]))
             for index, layer in enumerate(self.layers):
                 x = layer(x, cache.source(index), cache.layers[index])
         return self.final_norm(x)
@@ -233,6 +229,10 @@ class Whisper(nn.Module):
         self.decoder = TextDecoder(config)
         self.apply(_init_weights)
         nn.init.normal_(self.decoder.positions, std=_INIT_STD)
+
+    def forward(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor:
+        """Same as `logits`, for wrappers that call the module."""
+        return self.logits(log_mel, decoder_ids)
 
     def logits(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor:
         """Score every next token of a given text.

@@ -229,7 +229,8 @@ def test_run_is_the_same_with_features_computed_once_kept_on_disk_or_each_step(
     common = ["--model", "w2v2-demo", "--data", str(small_corpus), "--steps", "4", "--device"]
     common += ["cpu", "--batch-seconds", "4", "--freeze", "feature_encoder", "--sparsity", "0.5"]
     cache = ["--cache", str(tmp_path / "cache")]
-    for name, flags in {"plain": ["--no-precompute"], "once": [], "disk": cache}.items():
+    plain = ["--no-precompute", "--no-fast"]
+    for name, flags in {"plain": plain, "once": [], "disk": cache}.items():
         assert train.main([*common, "--out", str(tmp_path / name), *flags]) == 0
     weights = {
         n: dict(load_checkpoint(tmp_path / n / "last.pt").model.state_dict())
@@ -240,14 +241,18 @@ def test_run_is_the_same_with_features_computed_once_kept_on_disk_or_each_step(
         torch.testing.assert_close(weights["once"][name], value, rtol=0, atol=2e-4, msg=name)
 
 
+@pytest.mark.parametrize("device_type", ["cuda", "cpu"])
 def test_step_out_of_memory_names_the_batch_and_the_flag(
     small_corpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    device_type: str,
 ) -> None:
     def exhaust(*args: Any) -> Tensor:
-        raise torch.OutOfMemoryError
+        if device_type == "cuda":
+            raise torch.OutOfMemoryError
+        return torch.empty(1 << 60, dtype=torch.uint8)
 
     monkeypatch.setattr(CTCTask, "loss", exhaust)
     argv = ["--model", "w2v2-demo", "--data", str(small_corpus), "--out", str(tmp_path / "run")]

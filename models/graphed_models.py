@@ -1,0 +1,102 @@
+"""Training logits of padded batches from captured graphs, for both models.
+
+Batches are padded to one of a few shapes and everything that is drawn is an input, as
+models/cuda_graphs.py asks for. The padding changes no number but for what dropout draws.
+
+Shape letters: B utterances, T encoder frames, C feature channels, M mels, F mel frames, L tokens,
+V vocab.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from models.cuda_graphs import GraphedLogits
+from models.device import send
+from models.wav2vec2 import Wav2Vec2
+from models.wav2vec2_masking import TrainingMasks, draw_masks
+from models.whisper import Whisper
+
+ROWS, FRAMES, TOKENS = 2, 16, 8  # batches are padded to multiples of these
+
+
+class GraphedWav2Vec2:
+    """wav2vec2 in training, on features of its frozen feature encoder.
+
+    Args:
+        model: In train mode whenever this is called.
+    """
+
+    def __init__(self, model: Wav2Vec2) -> None:
+        self._model = model
+        self._graphed = GraphedLogits(_PaddedWav2Vec2(model))
+
+    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+        """Map features (frames, C) of each utterance to logits (B, T, V).
+
+        Randomness: as the model draws it for a batch in train mode.
+        """
+        device, config = next(self._model.parameters()).device, self._model.config
+        lengths = [len(rows) for rows in features]
+        batch, width = _up(len(lengths), ROWS), _up(max(lengths), FRAMES)
+        drawn = draw_masks(lengths, max(lengths), config)
+        masks = TrainingMasks(
+            _grow(drawn.frames, batch, width),
+            _grow(drawn.channels, batch, config.d_model),
+            torch.tensor([*drawn.layers] or [False] * config.num_layers),
+        ).to(device)
+        # A row that stands for no utterance has one frame, so that its attention is defined.
+        frames = torch.tensor([*lengths, *[1] * (batch - len(lengths))])
+        is_frame = send(torch.arange(width) < frames[:, None], device)
+        padded = send(pad_sequence(list(features), batch_first=True), device)
+        padded = F.pad(padded, (0, 0, 0, width - max(lengths), 0, batch - len(lengths)))
+        assert masks.frames is not None
+        assert masks.channels is not None
+        assert isinstance(masks.layers, Tensor)
+        logits = self._graphed(padded, is_frame, masks.frames, masks.channels, masks.layers)
+        return logits[: len(lengths), : max(lengths)]
+
+
+class GraphedWhisper:
+    """Whisper in training.
+
+    Args:
+        model: In train mode whenever this is called.
+    """
+
+    def __init__(self, model: Whisper) -> None:
+        self._graphed = GraphedLogits(model)
+
+    def __call__(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor:
+        """Map log-mel (B, M, F) and ids (B, L) to logits (B, L, V)."""
+        batch, length = decoder_ids.shape
+        rows, tokens = _up(batch, ROWS) - batch, _up(length, TOKENS) - length
+        log_mel = F.pad(log_mel, (0, 0, 0, 0, 0, rows))
+        decoder_ids = F.pad(decoder_ids, (0, tokens, 0, rows))  # later ids change no earlier score
+        return self._graphed(log_mel, decoder_ids)[:batch, :length]
+
+
+class _PaddedWav2Vec2(nn.Module):
+    def __init__(self, model: Wav2Vec2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, features: Tensor, is_frame: Tensor, frames: Tensor, channels: Tensor, layers: Tensor
+    ) -> Tensor:
+        return self.model.masked_logits(features, is_frame, TrainingMasks(frames, channels, layers))
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+def _grow(mask: Tensor | None, rows: int, columns: int) -> Tensor:
+    """Return a bool mask (rows, columns) that begins with ``mask`` and hides nothing else."""
+    grown = torch.zeros(rows, columns, dtype=torch.bool)
+    if mask is not None:
+        grown[: mask.shape[0], : mask.shape[1]] = mask
+    return grown
