@@ -378,7 +378,7 @@ def method_of(options: TrainOptions) -> str:
 
 
 def check_options(options: TrainOptions) -> Corpus:
-    """Check what concerns several options, before anything is written; return the corpus.
+    """Check options against one another, before anything is written; return the corpus.
 
     Raises:
         ValueError: If options are out of range or do not go together, or corpus or weights are
@@ -389,12 +389,7 @@ def check_options(options: TrainOptions) -> Corpus:
         able = ", ".join(name for name, cls in SCHEDULES.items() if cls.takes_masks)
         raise ValueError(f"--init-mask is not for {method_of(options)}: use it with {able}")
     recipe_of(options.model, options.target, options)
-    if options.freeze == "feature_encoder" and PRESETS[options.model].family != "wav2vec2":
-        raise ValueError(f"--freeze feature_encoder is not for {options.model}: give none")
-    if options.init_mask and options.pattern != "unstructured":
-        raise ValueError(f"--init-mask keeps no pattern {options.pattern}: leave one of them out")
-    if options.resume == "auto" and options.out is None:
-        raise ValueError("--resume auto needs --out, the folder of the run to go on with")
+    locate_run(options.out, options.resume)
     problems = []
     try:
         corpus = load_corpus(resolve_data(options.data), options.subset)

@@ -41,7 +41,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def locate_run(out: str | None, resume: str | None, name: str) -> tuple[Path, Path | None]:
+def locate_run(out: str | None, resume: str | None, name: str = "run") -> tuple[Path, Path | None]:
     """Return the run folder and, where a run is to go on, its last.pt.
 
     Args:
@@ -50,8 +50,11 @@ def locate_run(out: str | None, resume: str | None, name: str) -> tuple[Path, Pa
         name: What the run is.
 
     Raises:
-        ValueError: If the file to go on from is missing, or in another folder than ``out``.
+        ValueError: If the file to go on from is missing, or in another folder than ``out``, or
+            ``auto`` has no folder to look in.
     """
+    if resume == "auto" and out is None:
+        raise ValueError("--resume auto needs --out, the folder of the run to go on with")
     folder = Path(out or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}")
     if resume == "auto":
         return folder, folder / "last.pt" if (folder / "last.pt").is_file() else None

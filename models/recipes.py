@@ -93,6 +93,8 @@ def recipe_of(model_name: str, target: str, options: FitOptions) -> Recipe:
     if options.steps and options.epochs:
         raise ValueError("--steps and --epochs exclude each other: give one of them")
     family = PRESETS[model_name].family
+    if options.freeze == "feature_encoder" and family != "wav2vec2":
+        raise ValueError(f"--freeze feature_encoder is not for {model_name}: give none")
     names = (model_name, f"{family} {target}", family)
     recipe = next(RECIPES[name] for name in names if name in RECIPES)
     given = {field.name: getattr(options, field.name) for field in fields(Recipe)}

@@ -103,6 +103,8 @@ class PruneOptions:
             raise ValueError(f"cooldown {self.cooldown:g} is no share: give one in [0, 1)")
         if self.rewind_step < 0:
             raise ValueError(f"rewind_step {self.rewind_step} is negative: give a step, or 0")
+        if self.init_mask and self.pattern != "unstructured":
+            raise ValueError(f"--init-mask keeps no pattern {self.pattern}: leave one of them out")
         if self.sparsity:
             check_pattern(self.pattern, self.sparsity)
 
