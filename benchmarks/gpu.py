@@ -13,11 +13,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the script's own folder is there, its parent is not
 
-from benchmarks import reprune, seq2seq, wav2vec2  # noqa: E402
+from benchmarks import reprune, seq2seq, wav2vec2, whole_run  # noqa: E402
 from benchmarks.common import Item, Settings, build_parser, run_items  # noqa: E402
 
 ITEMS: dict[str, Item] = {
-    "w2v2-step": lambda settings: wav2vec2.step_item(settings, settings.utterances),
+    "w2v2-step": lambda settings: wav2vec2.step_item(settings, settings.utterances, batches=8),
     "whisper-text-step": lambda settings: seq2seq.step_item(settings, settings.utterances, "text"),
     "whisper-phone-step": lambda settings: seq2seq.step_item(
         settings, settings.utterances, "phone"
@@ -25,6 +25,8 @@ ITEMS: dict[str, Item] = {
     "whisper-greedy": lambda settings: seq2seq.random_greedy_item(settings, settings.utterances),
     "parp": lambda settings: wav2vec2.parp_item(settings, settings.utterances),
     "reprune": reprune.device_item,
+    "w2v2-run": lambda settings: whole_run.run_item(settings, "w2v2"),
+    "whisper-run": lambda settings: whole_run.run_item(settings, "whisper-tiny"),
 }
 
 

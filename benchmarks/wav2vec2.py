@@ -68,28 +68,52 @@ def make_batch(seconds: Sequence[float], device: torch.device) -> tuple[list[Ten
     return random_waveforms(seconds, device), random_targets(counts, BLANK + 1, VOCAB_SIZE)
 
 
-def step_item(settings: Settings, utterances: int) -> list[Report]:
-    """Time a train step of ours, plain and with cached conv features, and of the peers."""
-    seconds = [1.2, 0.8] if settings.smoke else timit_like_seconds(utterances)
+def step_item(settings: Settings, utterances: int, batches: int = 1) -> list[Report]:
+    """Time train steps of ours, as train.py takes them and without its short cuts, and the peers'.
+
+    Ours computes the features of the frozen conv encoder once, before; from waveforms it does so in
+    the step as the peers do; plain it also computes with padding and replays no graphs. The peers
+    take their batches as they come, ours are of similar length.
+
+    Args:
+        settings: Device, precision, repetitions.
+        utterances: In a batch.
+        batches: Steps in a repetition.
+    """
+    utterances = 1 if settings.smoke and batches > 1 else utterances
+    seconds = [1.2, 0.8] if settings.smoke else timit_like_seconds(utterances * batches)
     inputs, targets = make_batch(seconds, settings.device)
     model = build(settings, "w2v2-demo" if settings.smoke else "w2v2")
     task = CTCTask(model, BLANK, settings.precision)
     peers = build_peers(settings, model)
     report = Report(
-        f"train step, {len(seconds)} utterances, {sum(seconds):.1f} s of audio, conv encoder "
+        f"train steps of {utterances} utterances, {sum(seconds):.1f} s of audio, conv encoder "
         f"frozen, {settings.precision}"
     )
     for name in ("transformers", "torchaudio"):
         if name not in [peer.name for peer in peers]:
             leave_out(report, name)
-    features = [task.prepare(waveform).to(settings.device) for waveform in inputs]
+    features = [task.prepare(waveform) for waveform in inputs]
     check_losses(report, settings, model, peers, (inputs, targets), features)
-    optimizer = our_optimizer(model)
+    as_they_come = _groups(range(len(seconds)), utterances)
+    by_length = _groups(sorted(range(len(seconds)), key=seconds.__getitem__), utterances)
+    plain = CTCTask(copy.deepcopy(model), BLANK, settings.precision, fast=False)
+
+    def ours(name: str, task: CTCTask, given: Sequence[Tensor]) -> Contender:
+        optimizer = our_optimizer(task.model)
+
+        def run() -> None:
+            for batch in by_length:
+                our_step(task, optimizer, [given[i] for i in batch], [targets[i] for i in batch])
+
+        return Contender(name, run)
+
     contenders = [
-        Contender("ours", lambda: our_step(task, optimizer, inputs, targets)),
-        Contender("ours, cached", lambda: our_step(task, optimizer, features, targets)),
+        ours("ours", task, features),
+        ours("ours, waveforms", task, inputs),
+        ours("ours, plain", plain, inputs),
     ]
-    contenders += [peer_contender(settings, peer, inputs, targets) for peer in peers]
+    contenders += [peer_contender(settings, peer, inputs, targets, as_they_come) for peer in peers]
     report.rows = alternate(contenders, settings.repeats or 10, settings.warmup, settings.device)
     for row in report.rows:
         row.figures = {"audio-s/s": sum(seconds) / row.median} | row.figures
@@ -130,7 +154,7 @@ def check_losses(
         expected = float(task.loss(inputs, targets))
         cached = float(task.loss([rows.float() for rows in features], targets))
         bound = tolerance if settings.precision == "fp32" else 2e-2  # they are kept as computed
-        report.check_close("loss of ours, without and with cache", expected, cached, bound)
+        report.check_close("loss of ours, of waveforms and features", expected, cached, bound)
         for peer in peers:
             peer.model.eval()
             pairs = zip(inputs, targets, strict=True)
@@ -140,15 +164,27 @@ def check_losses(
     model.train()
 
 
+def _groups(order: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [order[first : first + size] for first in range(0, len(order), size)]
+
+
 def peer_contender(
-    settings: Settings, peer: Peer, inputs: Sequence[Tensor], targets: Targets
+    settings: Settings,
+    peer: Peer,
+    inputs: Sequence[Tensor],
+    targets: Targets,
+    batches: Sequence[Sequence[int]],
 ) -> Contender:
-    """Return a train step of a peer; it pads its batch within the step, as ours does."""
-    num_tokens = sum(len(target) for target in targets)
-    step = peer_step(
-        peer.model, lambda: peer.loss(inputs, targets, settings.precision) / num_tokens
-    )
-    return Contender(peer.name, step)
+    """Return train steps of a peer; it pads its batch within the step, as ours does."""
+    take_step = peer_step(peer.model)
+
+    def run() -> None:
+        for batch in batches:
+            wanted = [targets[i] for i in batch]
+            loss = peer.loss([inputs[i] for i in batch], wanted, settings.precision)
+            take_step(loss / sum(map(len, wanted)))
+
+    return Contender(peer.name, run)
 
 
 def _pad(inputs: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -193,9 +229,11 @@ def _torchaudio_loss(
 def parp_item(settings: Settings, utterances: int, prune_every: int = 50) -> list[Report]:
     """Time blocks of steps under PARP, one re-prune in each, against blocks of dense steps."""
     seconds = [0.8, 1.2] if settings.smoke else timit_like_seconds(utterances)
-    inputs, targets = make_batch(seconds, settings.device)
+    waveforms, targets = make_batch(seconds, settings.device)
     interval = 3 if settings.smoke else prune_every
     dense = build(settings, "w2v2-demo" if settings.smoke else "w2v2")
+    encode = CTCTask(dense, BLANK, settings.precision).prepare
+    inputs = [encode(waveform) for waveform in waveforms]
     pruned = copy.deepcopy(dense)
     params = select_parameters(dict(pruned.named_parameters()), PRUNE_SCOPES["wav2vec2"]["encoder"])
     options = PruneOptions(sparsity=SPARSITY, prune_every=interval)
