@@ -138,7 +138,9 @@ def fit(run: Run) -> bool:
                 save(run, "rewind.pt", Snapshot({}, {}))
             if run.step % run.eval_every == 0 or run.step == run.steps:
                 score_and_save(run)
-            if run.world.any(bool(interrupted)) and run.step < run.steps:
+            # Processes that would have to agree in every step agree where they log.
+            asks = run.world.size == 1 or run.step % run.options.log_every == 0
+            if asks and run.world.any(bool(interrupted)) and run.step < run.steps:
                 with run.schedule.pruned(run.params) as snapshot:
                     save(run, "last.pt", snapshot)
                 return False

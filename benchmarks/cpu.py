@@ -21,6 +21,7 @@ ITEMS: dict[str, Item] = {
     "whisper-ctranslate2": seq2seq.ctranslate2_item,
     "whisper-short": seq2seq.short_item,
     "reprune": reprune.process_item,
+    "parp-costs": reprune.schedule_item,
     "error-rate": scaling.error_rate_item,
     "curve": scaling.curve_item,
     "growth": whole_run.growth_item,

@@ -25,6 +25,7 @@ ITEMS: dict[str, Item] = {
     "whisper-greedy": lambda settings: seq2seq.random_greedy_item(settings, settings.utterances),
     "parp": lambda settings: wav2vec2.parp_item(settings, settings.utterances),
     "reprune": reprune.device_item,
+    "parp-costs": reprune.schedule_item,
     "w2v2-run": lambda settings: whole_run.run_item(settings, "w2v2"),
     "whisper-run": lambda settings: whole_run.run_item(settings, "whisper-tiny"),
 }

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from benchmarks.common import Contender, Report, Row, Settings, alternate
-from pruning.masks import apply_masks, magnitude_masks
+from pruning.interface import PruneOptions
+from pruning.masks import apply_masks, count_zeros, magnitude_masks
+from pruning.schedules import build_schedule
 
 SPARSITY = 0.6
 ROOT = Path(__file__).parent.parent
@@ -181,6 +183,39 @@ def device_item(settings: Settings) -> list[Report]:
     total = found["ours"]["total"]
     report = Report(f"rank and zero {SPARSITY:g} of {total / 1e6:.1f} M weights", rows)
     check_fingerprints(report, found)
+    return [report]
+
+
+def schedule_item(settings: Settings) -> list[Report]:
+    """Time what PARP adds: a re-prune with all that it logs, and pruning to score and back."""
+    size = SMOKE_SIZE if settings.smoke else BASE_SIZE
+    modules = build_modules(size, settings.device)
+    params = dict(modules.named_parameters())
+    schedule = build_schedule("parp", PruneOptions(sparsity=SPARSITY, prune_every=1))
+    schedule.start(params, num_steps=1_000_000)
+    total = sum(param.numel() for param in params.values())
+    zeros = []
+
+    def reprune() -> None:
+        schedule.after_step(params, 1)
+
+    def score() -> None:
+        with schedule.pruned(params) as snapshot:
+            zeros.append(count_zeros(snapshot.masks)[0])
+
+    def setup() -> None:
+        draw_weights(modules)
+
+    contenders = [
+        Contender("re-prune and log", reprune, setup),
+        Contender("prune, score, put back", score, setup),
+    ]
+    rows = alternate(contenders, settings.repeats or 5, settings.warmup, settings.device)
+    report = Report(f"PARP at {SPARSITY:g} of {total / 1e6:.1f} M weights", rows, has_ratios=False)
+    wanted = round(SPARSITY * total)
+    report.check(f"{wanted} weights pruned to score: {zeros[-1]}", zeros[-1] == wanted)
+    left = count_zeros(params)[0]
+    report.check(f"weights left at zero afterwards: {left}", left == 0)
     return [report]
 
 
