@@ -61,12 +61,14 @@ from models.initial import fit_target, set_masking
 from models.optim import Optimizer, build_optimizer
 from models.recipes import FitOptions, recipe_of
 from models.tasks import Task, build_task
+from models.wav2vec2_masking import Draw
 from pruning.interface import PruneOptions, Reprune, Schedule, Snapshot, restore_weights
 from pruning.mask_file import load_masks_for, save_masks, weights_hash
 from pruning.schedules import SCHEDULES, build_schedule
 from pruning.scope import choose_scope, select_parameters
 from pruning.stages import Stage, finished_stage, load_stage, save_stage
 
+BATCH_SEEDS = 1 << 32  # of a run: more than it has batches
 MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "step", "weights_hash")
 
 
@@ -195,31 +197,35 @@ def optimizer_step(run: Run) -> tuple[Tensor, Tensor]:
     """
     batches = [run.sampler.next_batch() for _ in range(run.options.grad_accum)]
     num_tokens = sum(max(1, len(run.targets[i])) for batch in batches for i in batch)
-    shares = [mine for batch in batches if (mine := run.world.share(batch))]
     loss = torch.zeros((), device=next(iter(run.params.values())).device)
-    for mine in shares:
-        loss = loss + add_gradients(run, mine, num_tokens)
+    for number, batch in enumerate(batches):
+        if rows := run.world.share(range(len(batch))):
+            loss = loss + add_gradients(run, number, batch, rows, num_tokens)
     run.world.sum_gradients(run.optimizer.gradients())
     loss = run.world.sum(loss)
     return loss, run.optimizer.step(run.step, loss)
 
 
-def add_gradients(run: Run, batch: Sequence[int], num_tokens: int) -> Tensor:
-    """Add the gradients of a batch to those of the step; return its share of the loss.
+def add_gradients(
+    run: Run, number: int, batch: Sequence[int], rows: Sequence[int], num_tokens: int
+) -> Tensor:
+    """Add the gradients of some rows of a batch to those of the step; return their loss.
 
     Raises:
         ValueError: If the device has too little memory for the batch.
     """
+    mine = [batch[row] for row in rows]
+    seed = BATCH_SEEDS * run.options.seed + run.step * run.options.grad_accum + number
     try:
-        inputs, targets = [run.inputs[i] for i in batch], [run.targets[i] for i in batch]
-        loss = run.task.loss(inputs, targets) / num_tokens
+        inputs, targets = [run.inputs[i] for i in mine], [run.targets[i] for i in mine]
+        loss = run.task.loss(inputs, targets, Draw(seed, rows)) / num_tokens
         run.optimizer.backward(loss)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise  # a CPU without memory has no type of its own
-        longest = max(run.sampler.lengths[i] for i in batch)
+        longest = max(run.sampler.lengths[i] for i in mine)
         raise ValueError(
-            f"out of memory at step {run.step + 1}, on {len(batch)} utterances of up to "
+            f"out of memory at step {run.step + 1}, on {len(mine)} utterances of up to "
             f"{longest:.1f} s: lower --batch-seconds (and raise --grad-accum)"
         ) from None
     return loss.detach()

@@ -2,7 +2,7 @@
 
 Started by ``torchrun --nproc-per-node N`` every process holds the whole model and takes every N-th
 utterance of each batch; gradients are summed, so N processes take the steps that one would, but for
-what dropout and masking draw.
+what dropout draws.
 """
 
 import os
@@ -113,7 +113,7 @@ class World:
         self.any(False)
 
     def seed(self, seed: int) -> None:
-        """Let dropout and masking differ between processes; the first keeps its random state."""
+        """Let dropout differ between processes; the first keeps its random state."""
         if self.rank:
             torch.manual_seed(seed + 1_000_003 * self.rank)
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from models.cuda_graphs import GraphedLogits
 from models.device import send
 from models.wav2vec2 import Wav2Vec2
-from models.wav2vec2_masking import TrainingMasks, draw_masks
+from models.wav2vec2_masking import Draw, TrainingMasks, draw_masks
 from models.whisper import Whisper
 
 ROWS, FRAMES, TOKENS = 2, 16, 8  # batches are padded to multiples of these
@@ -34,7 +34,7 @@ class GraphedWav2Vec2:
         self._model = model
         self._graphed = GraphedLogits(_PaddedWav2Vec2(model))
 
-    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+    def __call__(self, features: Sequence[Tensor], draw: Draw | None = None) -> Tensor:
         """Map features (frames, C) of each utterance to logits (B, T, V).
 
         Randomness: as the model draws it for a batch in train mode.
@@ -42,7 +42,7 @@ class GraphedWav2Vec2:
         device, config = next(self._model.parameters()).device, self._model.config
         lengths = [len(rows) for rows in features]
         batch, width = _up(len(lengths), ROWS), _up(max(lengths), FRAMES)
-        drawn = draw_masks(lengths, max(lengths), config)
+        drawn = draw_masks(lengths, max(lengths), config, draw)
         masks = TrainingMasks(
             _grow(drawn.frames, batch, width),
             _grow(drawn.channels, batch, config.d_model),

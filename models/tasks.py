@@ -20,6 +20,7 @@ from models.device import send
 from models.graphed_decoding import GreedyGraphs
 from models.graphed_models import GraphedWav2Vec2, GraphedWhisper
 from models.wav2vec2 import Wav2Vec2
+from models.wav2vec2_masking import Draw
 from models.whisper import Whisper
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,8 +39,17 @@ class Task(Protocol):
         """Do once what is the same in every step: return an input to use in place of ``source``."""
         ...
 
-    def loss(self, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
-        """Return the loss summed over all target tokens, a float32 scalar."""
+    def loss(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Sequence[int]],
+        draw: Draw | None = None,
+    ) -> Tensor:
+        """Return the loss summed over all target tokens, a float32 scalar.
+
+        ``draw`` says where the random numbers of what training hides come from, by default torch's
+        global CPU generator; dropout has the device's own.
+        """
         ...
 
     def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
@@ -93,9 +103,14 @@ class CTCTask(_PrecisionMixin):
         self.precision = precision
         self._graphed = GraphedWav2Vec2(model) if fast and _has_graphs(model) else None
 
-    def loss(self, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
+    def loss(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Sequence[int]],
+        draw: Draw | None = None,
+    ) -> Tensor:
         """Return the CTC loss summed over the batch; an utterance without an alignment adds 0."""
-        log_probs, num_frames = self._log_probs(inputs)
+        log_probs, num_frames = self._log_probs(inputs, draw)
         return F.ctc_loss(
             log_probs.transpose(0, 1),  # (B, T, V) -> (T, B, V)
             send(torch.tensor([i for target in targets for i in target]), self._device),
@@ -131,17 +146,19 @@ class CTCTask(_PrecisionMixin):
             features: Tensor = self.model.features(source[None].to(self._device))
         return features[0]
 
-    def _log_probs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _log_probs(
+        self, inputs: Sequence[Tensor], draw: Draw | None = None
+    ) -> tuple[Tensor, Tensor]:
         lengths = torch.tensor([len(item) for item in inputs])
         are_features = inputs[0].dim() == 2
         num_frames = lengths if are_features else self.model.num_frames(lengths)
         with self._autocast():
             if self._graphed and are_features and self.model.training:
-                logits = self._graphed(inputs)
+                logits = self._graphed(inputs, draw)
             else:
                 padded = send(pad_sequence(list(inputs), batch_first=True), self._device)
                 score = self.model.logits_from_features if are_features else self.model.logits
-                logits = score(padded, lengths)
+                logits = score(padded, lengths, draw)
         return _at_least_float32(logits).log_softmax(-1), num_frames
 
 
@@ -178,7 +195,12 @@ class Seq2SeqTask(_PrecisionMixin):
         self._graphed = GraphedWhisper(model) if graphs else None
         self._greedy_graphs = GreedyGraphs() if graphs else None
 
-    def loss(self, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
+    def loss(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Sequence[int]],
+        draw: Draw | None = None,
+    ) -> Tensor:
         """Return the cross-entropy summed over target tokens and the end of each sequence."""
         start, ignored = list(self.options.start_ids), -100
         sequences = [torch.tensor([*start, *t, self.options.eos_id]) for t in targets]

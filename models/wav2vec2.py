@@ -24,7 +24,7 @@ from models.attention import FeedForward, MultiHeadAttention
 from models.device import send
 from models.packing import Packing
 from models.wav2vec2_convs import FeatureEncoder, PositionalConv
-from models.wav2vec2_masking import TrainingMasks, draw_masks, hide
+from models.wav2vec2_masking import Draw, TrainingMasks, draw_masks, hide
 
 PRUNE_SCOPES = {
     "encoder": r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|ffn\.fc[12])\.(weight|bias)"
@@ -274,24 +274,27 @@ class Wav2Vec2(nn.Module):
         """Same as `logits`, for wrappers that call the module."""
         return self.logits(waveform, num_samples)
 
-    def logits(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
+    def logits(
+        self, waveform: Tensor, num_samples: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """Score every symbol at every frame.
 
         Args:
             waveform: (B, S) floating, 16 kHz, normalised as the weights expect; zeros as padding.
             num_samples: (B,) integer, samples of each utterance; None means no padding and no
                 attention mask.
+            draw: In train mode where the numbers of `draw_masks` come from.
 
         Returns:
             (B, T, V) before the softmax; frames after an utterance's last are unspecified. In
-            train mode frames and channels are masked, see `mask_spans`.
+            train mode frames, channels and layers are hidden, see `draw_masks`.
 
         Raises:
             ValueError: If an utterance is shorter than one frame or longer than the waveform.
         """
         features = self.features(waveform, num_samples)
         num_frames = None if num_samples is None else self.num_frames(num_samples)
-        return self.logits_from_features(features, num_frames)
+        return self.logits_from_features(features, num_frames, draw)
 
     def features(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """Run the convolutional feature encoder.
@@ -327,15 +330,18 @@ class Wav2Vec2(nn.Module):
             final norm of a pre-norm encoder.
         """
         states: list[Tensor] = []
-        self._encode(features, num_frames, states)
+        self._encode(features, num_frames, states=states)
         return states
 
-    def logits_from_features(self, features: Tensor, num_frames: Tensor | None = None) -> Tensor:
+    def logits_from_features(
+        self, features: Tensor, num_frames: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """Score from the output of `features` (which may come from a cache).
 
         Args:
             features: (B, T, C).
             num_frames: (B,) integer, frames of each utterance; None means no padding.
+            draw: As for `logits`.
 
         Returns:
             (B, T, V), as `logits`.
@@ -343,7 +349,7 @@ class Wav2Vec2(nn.Module):
         Raises:
             ValueError: If ``num_frames`` is not within [1, T].
         """
-        return self.head(self.head_dropout(self._encode(features, num_frames)))
+        return self.head(self.head_dropout(self._encode(features, num_frames, draw)))
 
     def masked_logits(self, features: Tensor, valid_frames: Tensor, masks: TrainingMasks) -> Tensor:
         """Score as `logits_from_features` does in training, with nothing drawn or checked here.
@@ -370,7 +376,11 @@ class Wav2Vec2(nn.Module):
         self.config = dataclasses.replace(self.config, vocab_size=vocab_size)
 
     def _encode(
-        self, features: Tensor, num_frames: Tensor | None, states: list[Tensor] | None = None
+        self,
+        features: Tensor,
+        num_frames: Tensor | None,
+        draw: Draw | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         batch, width, _ = features.shape
         device, lengths, packing, valid_frames = features.device, [width] * batch, None, None
@@ -380,7 +390,9 @@ class Wav2Vec2(nn.Module):
             if self.config.padding == "packed":
                 packing = Packing(lengths, width, device)
             valid_frames = send(torch.arange(width) < torch.tensor(lengths)[:, None], device)
-        masks = draw_masks(lengths, width, self.config).to(device) if self.training else None
+        masks = None
+        if self.training:
+            masks = draw_masks(lengths, width, self.config, draw).to(device)
         return self._transform(features, valid_frames, packing, masks, states)
 
     def _transform(

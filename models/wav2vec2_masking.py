@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,27 @@ from models.device import send
 
 if TYPE_CHECKING:
     from models.wav2vec2 import Wav2Vec2Config
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where the random numbers of a batch come from.
+
+    What an utterance is hidden of depends on the seed and its row alone, so processes that share a
+    batch, or a batch in parts, draw what one would.
+
+    Attributes:
+        seed: Of the whole batch.
+        rows: Row of each utterance in the whole batch.
+    """
+
+    seed: int
+    rows: Sequence[int]
+
+    def generator(self, *stream: int) -> torch.Generator:
+        """Return a new generator for a stream of the batch."""
+        mixed = np.random.SeedSequence((self.seed, *stream)).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(mixed[0]))
 
 
 @dataclass(frozen=True)
@@ -37,42 +59,49 @@ class TrainingMasks:
         return TrainingMasks(move(self.frames), move(self.channels), layers)
 
 
-def draw_masks(lengths: Sequence[int], width: int, config: "Wav2Vec2Config") -> TrainingMasks:
+def draw_masks(
+    lengths: Sequence[int], width: int, config: "Wav2Vec2Config", draw: Draw | None = None
+) -> TrainingMasks:
     """Draw what a training step hides.
 
     Args:
         lengths: Valid frames of each utterance; padding is not masked.
         width: Frames of a row, padding included.
-        config: Holds ``mask_time_*``, ``mask_channel_*`` and ``layer_drop``; a probability of 0
-            draws nothing.
+        config: Holds ``mask_time_*``, ``mask_channel_*`` and ``layer_drop``.
+        draw: Where random numbers come from; None seeds it from torch's global CPU generator.
 
     Returns:
-        Masks on the CPU. Randomness: as `draw_spans`.
+        Masks on the CPU, the same whatever the model's device.
 
     Source:
         Baevski et al. 2020 (arXiv:2006.11477), section 3.3, after SpecAugment (arXiv:1904.08779).
     """
+    if not (config.mask_time_prob or config.mask_channel_prob or config.layer_drop):
+        return TrainingMasks(None, None, ())
+    draw = draw or Draw(int(torch.randint(1 << 62, ())), range(len(lengths)))
+    generators = [draw.generator(1, row) for row in draw.rows]
     frames = channels = None
     if config.mask_time_prob:
-        frames = draw_spans(
-            lengths, width, config.mask_time_prob, config.mask_time_length, config.mask_time_min
-        )
+        prob, length, least = config.mask_time_prob, config.mask_time_length, config.mask_time_min
+        frames = draw_spans(lengths, width, prob, length, least, generators)
     if config.mask_channel_prob:
-        channels = draw_spans(
-            [config.d_model] * len(lengths),
-            config.d_model,
-            config.mask_channel_prob,
-            config.mask_channel_length,
-            config.mask_channel_min,
-        )
+        prob, length = config.mask_channel_prob, config.mask_channel_length
+        least, counts = config.mask_channel_min, [config.d_model] * len(lengths)
+        channels = draw_spans(counts, config.d_model, prob, length, least, generators)
     layers: Sequence[bool] = ()
     if config.layer_drop:
-        layers = (torch.rand(config.num_layers) < config.layer_drop).tolist()
+        drawn = torch.rand(config.num_layers, generator=draw.generator(0))
+        layers = (drawn < config.layer_drop).tolist()
     return TrainingMasks(frames, channels, layers)
 
 
 def draw_spans(
-    lengths: Sequence[int], width: int, prob: float, span_length: int, min_spans: int
+    lengths: Sequence[int],
+    width: int,
+    prob: float,
+    span_length: int,
+    min_spans: int,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Draw the places that training masks: spans of equal length that may overlap.
 
@@ -86,10 +115,10 @@ def draw_spans(
         prob: Fraction of places covered if no spans overlapped.
         span_length: Places in a span.
         min_spans: Spans at least.
+        generators: One of the CPU for each utterance.
 
     Returns:
-        Bool (B, width) on the CPU; True = masked. Randomness: torch's global CPU generator
-        whatever the model's device, so a run resumes exactly.
+        Bool (B, width) on the CPU; True = masked.
 
     Source:
         ``_compute_mask_indices`` of Hugging Face (fairseq's rule). There the rounding is drawn
@@ -97,11 +126,12 @@ def draw_spans(
         stands for itself.
     """
     masked = torch.zeros(len(lengths), width, dtype=torch.bool)
-    for row, length in zip(masked, lengths, strict=True):
-        spans = max(int(prob * length / span_length + torch.rand(()).item()), min_spans)
+    for row, length, generator in zip(masked, lengths, generators, strict=True):
+        rounding = torch.rand((), generator=generator).item()
+        spans = max(int(prob * length / span_length + rounding), min_spans)
         spans = min(spans, length // span_length)
         if spans:
-            starts = torch.randperm(length - span_length + 1)[:spans]
+            starts = torch.randperm(length - span_length + 1, generator=generator)[:spans]
             row[starts[:, None] + torch.arange(span_length)] = True
     return masked
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.wav2vec2 import PRUNE_SCOPES, Wav2Vec2, Wav2Vec2Config
 from models.wav2vec2_convs import convolve, convolve_by_fft
-from models.wav2vec2_masking import draw_masks, draw_spans
+from models.wav2vec2_masking import Draw, draw_masks, draw_spans
 
 SMALL = Wav2Vec2Config(
     conv_dims=(12, 12, 12),
@@ -175,6 +175,11 @@ def test_lengths_that_do_not_fit_raise(randomise):
 # Training masks
 
 
+def spans(lengths: list[int], width: int, **options: float) -> Tensor:
+    draw = Draw(int(torch.randint(1 << 62, ())), range(len(lengths)))
+    return draw_spans(lengths, width, **options, generators=list(map(draw.generator, draw.rows)))
+
+
 def span_lengths(row: Tensor) -> list[int]:
     return [len(run) for run in re.findall("1+", "".join(str(int(value)) for value in row))]
 
@@ -182,7 +187,7 @@ def span_lengths(row: Tensor) -> list[int]:
 def test_draw_spans_stay_within_each_length():
     lengths = list(range(0, 60))
     for _ in range(20):
-        masked = draw_spans(lengths, 60, prob=0.65, span_length=10, min_spans=2)
+        masked = spans(lengths, 60, prob=0.65, span_length=10, min_spans=2)
         for row, length in zip(masked, lengths, strict=True):
             assert not row[length:].any()
             assert all(run >= 10 for run in span_lengths(row))
@@ -190,13 +195,13 @@ def test_draw_spans_stay_within_each_length():
 
 
 def test_draw_spans_give_the_minimum_where_there_is_room():
-    masked = draw_spans([20] * 400, 20, prob=0.0, span_length=10, min_spans=2)
+    masked = spans([20] * 400, 20, prob=0.0, span_length=10, min_spans=2)
     assert masked.sum(1).max() == 20
     assert masked.sum(1).min() > 10  # two starts are never the same
 
 
 def test_draw_spans_round_at_random():
-    masked = draw_spans([14] * 4000, 14, prob=0.25, span_length=10, min_spans=0)
+    masked = spans([14] * 4000, 14, prob=0.25, span_length=10, min_spans=0)
     assert set(masked.sum(1).tolist()) == {0, 10}
     share = masked.any(1).double().mean().item()
     assert abs(share - 0.35) < 0.03  # 0.25 * 14 / 10 of a span; four standard deviations
@@ -205,7 +210,7 @@ def test_draw_spans_round_at_random():
 def test_draw_spans_reproduce_with_the_seed():
     def draw(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return draw_spans([100, 70], 100, prob=0.5, span_length=5, min_spans=1)
+        return spans([100, 70], 100, prob=0.5, span_length=5, min_spans=1)
 
     assert torch.equal(draw(3), draw(3))
     assert not torch.equal(draw(3), draw(4))
@@ -214,9 +219,23 @@ def test_draw_spans_reproduce_with_the_seed():
 def test_draw_spans_of_an_utterance_do_not_depend_on_the_padding():
     def draw(width: int) -> Tensor:
         torch.manual_seed(3)
-        return draw_spans([50], width, prob=0.65, span_length=10, min_spans=2)
+        return spans([50], width, prob=0.65, span_length=10, min_spans=2)
 
     assert torch.equal(draw(50), draw(500)[:, :50])
+
+
+def test_rows_drawn_in_parts_hide_what_the_whole_batch_hides():
+    config = dataclasses.replace(
+        SMALL, mask_time_prob=0.5, mask_channel_prob=0.5, layer_drop=0.5, num_layers=20
+    )
+    whole = draw_masks([40, 30, 35], 40, config, Draw(7, range(3)))
+    part = draw_masks([40, 35], 40, config, Draw(7, [0, 2]))
+    assert torch.equal(part.frames, whole.frames[[0, 2]])
+    assert torch.equal(part.channels, whole.channels[[0, 2]])
+    assert part.layers == whole.layers
+    other = draw_masks([40, 30, 35], 40, config, Draw(8, range(3)))
+    assert not torch.equal(other.frames, whole.frames)
+    assert other.layers != whole.layers
 
 
 def masked_input(model: Wav2Vec2, monkeypatch, features: Tensor, lengths: Tensor) -> Tensor:
