@@ -120,7 +120,6 @@ class Run:
 def fit(run: Run) -> bool:
     """Train to the last step: the loop. Return False where it was interrupted, its state saved."""
     run.checkpoint.model.train()
-    run.log.write("begin", run.schedule.stage, run.step, {"time": time.time()})
     bar = tqdm(total=run.steps, initial=run.step, desc=run.schedule.stage_name, disable=None)
     with interrupts() as interrupted, bar:
         while run.step < run.steps:

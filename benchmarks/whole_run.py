@@ -94,7 +94,7 @@ def _train(settings: Settings, model: str, corpus: _Corpus, out: Path, flags: Se
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"train.py --model {model} failed: {last}")
-    first = next(_events(out, "begin"))["time"] - started
+    first = (out / "config.json").stat().st_mtime - started  # written last before the loop
     scoring = sum(event["wall_seconds"] for event in _events(out, "dev"))
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     figures = {"first step after s": first, "dev scoring s": scoring}

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, cpu, gpu, reprune, scaling, seq2seq, wav2vec2
+from benchmarks import common, cpu, gpu, reprune, scaling, seq2seq, wav2vec2, whole_run
 from benchmarks.common import Contender, Report, Row, Settings, alternate, format_report
 
 SMOKE = Settings(smoke=True, repeats=1, warmup=0)
+WHOLE_RUNS = {"growth", "w2v2-run", "whisper-run"}  # they start processes
 
 
 @pytest.fixture
@@ -71,11 +72,13 @@ def test_cpu_items_run_and_compute_the_same(
     pytest.importorskip("transformers")
     pytest.importorskip("jiwer")
     ckpt = write_short_checkpoint(tmp_path / "best.pt", small_corpus)
+    names = cpu.ITEMS.keys() - WHOLE_RUNS
     arguments = ["--smoke", "--threads", "1", "--data", str(small_corpus), "--ckpt", str(ckpt)]
-    assert cpu.main([*arguments, "--json", str(tmp_path / "found.json")]) == 0
+    arguments += ["--json", str(tmp_path / "found.json"), "--only", *names]
+    assert cpu.main(arguments) == 0
     content = json.loads((tmp_path / "found.json").read_text("utf-8"))
     assert not content["skipped"]
-    assert content["items"].keys() == cpu.ITEMS.keys()
+    assert content["items"].keys() == names
     assert {"versions", "threads", "date", "command", "processor"} <= content["environment"].keys()
     out = capsys.readouterr().out
     for name, reports in content["items"].items():
@@ -118,13 +121,23 @@ def write_short_checkpoint(path: Path, corpus: Path) -> Path:
 def test_gpu_items_run_on_the_cpu(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     file = tmp_path / "found.json"
+    names = gpu.ITEMS.keys() - WHOLE_RUNS
     arguments = ["--device", "cpu", "--smoke", "--threads", "1", "--json", str(file)]
-    assert gpu.main(arguments) == 0
+    assert gpu.main([*arguments, "--only", *names]) == 0
     content = json.loads(file.read_text("utf-8"))
-    assert content["items"].keys() == gpu.ITEMS.keys()
+    assert content["items"].keys() == names
     reports = [report for reports in content["items"].values() for report in reports]
     assert all(report["checks"] for report in reports)
     assert all(len(report["rows"]) > 1 for report in reports if report["ratios"])
+
+
+def test_growth_item_runs_train_py(capsys: pytest.CaptureFixture[str]) -> None:
+    (report,) = whole_run.growth_item(SMOKE)
+    assert [check.passed for check in report.checks] == [True]
+    assert [row.name for row in report.rows] == ["0.5 of 10 utterances", "1 of 10 utterances"]
+    for row in report.rows:
+        assert 0 < row.median < 60
+        assert row.figures["first step after s"] > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -209,7 +209,7 @@ def test_magnitude_masks_without_ties_equal_torch_prune(sparsity: float) -> None
     assert all(torch.equal(ours[name], theirs[name]) for name in params)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_magnitude_masks_equal_torch_prune_at_whisper_tiny_size() -> None:
     params = whisper_params()
     magnitudes = flat(params).abs()
@@ -234,7 +234,7 @@ def test_magnitude_masks_equal_sorting_at_wav2vec2_base_size() -> None:
         assert np.array_equal(flat(magnitude_masks(params, sparsity)).numpy(), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_magnitude_masks_equal_torch_prune_at_wav2vec2_base_size() -> None:
     params = w2v2_params()  # one sparsity only: torch takes 18 to 40 s for each
     ours, theirs = magnitude_masks(params, 0.6), masks_of_torch(params, 0.6)

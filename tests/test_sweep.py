@@ -421,6 +421,7 @@ batch_seconds = 4
 method = ["dense", "omp", "parp"]
 sparsity = [0.3, 0.5, 0.7]
 """
+REAL_SMALL = REAL.replace("[0.3, 0.5, 0.7]", "[0.5]")
 
 
 def _outcome(out: Path) -> tuple[bytes, dict[str, Any]]:
@@ -445,31 +446,51 @@ def undisturbed(
     return outcome
 
 
-@pytest.mark.parametrize("ray", [False, True], ids=["local", "ray"])
-def test_sweep_killed_twice_ends_with_the_results_of_an_undisturbed_one(
-    small_corpus: Path,
-    tmp_path: Path,
-    undisturbed: tuple[bytes, dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-    ray: bool,
-) -> None:
+@pytest.fixture
+def real_train(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_config, "TRAIN_SCRIPT", ROOT / "train.py")
-    config = _write_config(tmp_path, REAL.replace("{corpus}", str(small_corpus)))
-    out, flags = tmp_path / "study", ["--ray"] * ray
 
-    process = _start(config, *flags)
+
+@pytest.mark.long
+@pytest.mark.usefixtures("real_train")
+def test_sweep_killed_twice_ends_with_the_results_of_an_undisturbed_one(
+    small_corpus: Path, tmp_path: Path, undisturbed: tuple[bytes, dict[str, Any]]
+) -> None:
+    config = _write_config(tmp_path, REAL.replace("{corpus}", str(small_corpus)))
+    out = tmp_path / "study"
+
+    process = _start(config)
     _await(lambda: _finished(out) and len(list(out.glob("*/config.json"))) >= 3, process)
     process.terminate()
     assert _end(process)[0] == 130
     known = _finished(out)
     assert 1 <= len(known) < 7
 
-    process = _start(config, *flags)
+    process = _start(config)
     _await(lambda: len(_finished(out)) > len(known), process)
     _kill_all(process, out)
     assert len(_finished(out)) < 7
 
-    status, output = _end(_start(config, *flags))
+    status, output = _end(_start(config))
     assert status == 0, output
     assert _outcome(out) == undisturbed
     assert json.loads((out / "omp-0.5/results.json").read_text())["cost"]["fine_tuning_runs"] == 2
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("real_train")
+def test_killed_sweep_on_ray_ends_with_the_results_of_a_local_one(
+    small_corpus: Path, tmp_path: Path, undisturbed: tuple[bytes, dict[str, Any]]
+) -> None:
+    config = _write_config(tmp_path, REAL_SMALL.replace("{corpus}", str(small_corpus)))
+    out = tmp_path / "study"
+    process = _start(config, "--ray")
+    _await(lambda: _finished(out), process)
+    _kill_all(process, out)
+    assert len(_finished(out)) < 3
+
+    status, output = _end(_start(config, "--ray"))
+    assert status == 0, output
+    (table, tensors), (local_table, local_tensors) = _outcome(out), undisturbed
+    assert tensors == {name: local_tensors[name] for name in ("dense", "omp-0.5", "parp-0.5")}
+    assert set(table.splitlines()) <= set(local_table.splitlines())
