@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from models.ctc import beam_decode, greedy_decode
 from models.decoding import DecodingOptions, decode
 from models.device import send
+from models.dropout import set_fast_dropout
 from models.graphed_decoding import GreedyGraphs
 from models.graphed_models import GraphedWav2Vec2, GraphedWhisper
 from models.wav2vec2 import Wav2Vec2
@@ -90,7 +91,8 @@ class CTCTask(_PrecisionMixin):
         model: The model; its parameters stay in float32.
         blank_id: Id of the CTC blank.
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
-        fast: Whether batches are packed and, on CUDA, training steps on features replay graphs.
+        fast: Whether batches are packed, dropout is fast and, on CUDA, training steps on features
+            replay graphs.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class CTCTask(_PrecisionMixin):
     ) -> None:
         padding: Literal["packed", "independent"] = "packed" if fast else "independent"
         model.config = dataclasses.replace(model.config, padding=padding)
+        set_fast_dropout(model, fast)
         self.model = model
         self.blank_id = blank_id
         self.precision = precision
@@ -170,8 +173,8 @@ class Seq2SeqTask(_PrecisionMixin):
         decoding: ``start_ids``, ``eos_id``, ``suppress_ids``, ``begin_suppress_ids`` and
             ``max_tokens`` (of the whole sequence, start ids included).
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
-        fast: Whether, on CUDA, training and greedy decoding replay graphs and, on a CPU, greedy
-            decoding attends to the audio unprojected.
+        fast: Whether dropout is fast and, on CUDA, training and greedy decoding replay graphs, or,
+            on a CPU, greedy decoding attends to the audio unprojected.
     """
 
     def __init__(
@@ -181,6 +184,7 @@ class Seq2SeqTask(_PrecisionMixin):
         precision: str = "fp32",
         fast: bool = True,
     ) -> None:
+        set_fast_dropout(model, fast)
         self.model = model
         self.options = DecodingOptions(
             start_ids=tuple(decoding["start_ids"]),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models.attention import FeedForward, MultiHeadAttention
 from models.device import send
+from models.dropout import Dropout
 from models.packing import Packing
 from models.wav2vec2_convs import FeatureEncoder, PositionalConv
 from models.wav2vec2_masking import Draw, TrainingMasks, draw_masks, hide
@@ -126,7 +127,7 @@ class FeatureProjection(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.conv_dims[-1], eps=config.layer_norm_eps)
         self.proj = nn.Linear(config.conv_dims[-1], config.d_model)
-        self.dropout = nn.Dropout(config.projection_dropout)
+        self.dropout = Dropout(config.projection_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, D)."""
@@ -147,7 +148,7 @@ class EncoderLayer(nn.Module):
             config.d_model, config.ffn_dim, config.activation_dropout, config.dropout
         )
         self.ffn_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, among: Tensor | Packing | None = None) -> Tensor:
         """Map x to a tensor of its shape.
@@ -179,7 +180,7 @@ class Encoder(nn.Module):
             config.d_model, config.positional_kernel, config.positional_groups
         )
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
 
     def forward(
@@ -250,7 +251,7 @@ class Wav2Vec2(nn.Module):
         self.feature_projection = FeatureProjection(config)
         self.masked_embedding = nn.Parameter(torch.rand(config.d_model))
         self.encoder = Encoder(config)
-        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.head_dropout = Dropout(config.head_dropout)
         self.head = nn.Linear(config.d_model, config.vocab_size)
         self.apply(_init_weights)
 

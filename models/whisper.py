@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import FeedForward, KeysValues, MultiHeadAttention
+from models.dropout import Dropout
 from models.kv_cache import KVCache, LayerCache, Source
 
 _LEAVES = r"\.layers\.\d+\.((self|cross)_attn\.(q|k|v|out)_proj|ffn\.fc[12])\.(weight|bias)"
@@ -64,7 +65,7 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(
             d_model, config.encoder_ffn_dim, config.activation_dropout, config.dropout
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
@@ -85,7 +86,7 @@ class AudioEncoder(nn.Module):
         )
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.final_norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Map log-mel (B, M, F) to the first layer's input (B, T, D), T = ceil(F / 2)."""
@@ -127,7 +128,7 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(
             d_model, config.decoder_ffn_dim, config.activation_dropout, config.dropout
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, source: Source, cache: LayerCache | None = None) -> Tensor:
         """Map tokens (B * N, L, D) to (B * N, L, D).
@@ -167,7 +168,7 @@ class TextDecoder(nn.Module):
         self.positions = nn.Parameter(torch.empty(config.text_positions, config.d_model))
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.final_norm = nn.LayerNorm(config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def embed(self, decoder_ids: Tensor, places: slice | Tensor | None = None) -> Tensor:
         """Map ids (B, L) at the given positions, the first L, to the first layer's input."""
