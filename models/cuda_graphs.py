@@ -165,6 +165,7 @@ class _Replay:
         warm_up(both)
         self.forward = capture(forward, pool)
         self.backward = capture(backward, pool)
+        self.logits = self.logits.detach()  # or plain runs, later, to that of the capture
 
 
 def _run(replay: _Replay, inputs: Sequence[Tensor]) -> Tensor:

@@ -183,6 +183,12 @@ def test_replay_that_differs_from_a_plain_run_is_not_used(
     assert torch.equal(module.linear.weight.grad, torch.ones(2, 3))  # what was added up before
 
 
+def test_a_capture_leaves_no_autograd_graph_alive(captures: list) -> None:
+    replay = cuda_graphs._Replay(nn.Linear(3, 2), [torch.randn(4, 3)], None)
+    assert len(captures) == 2
+    assert replay.logits.grad_fn is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("build", [_ctc, _seq2seq])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
