@@ -140,6 +140,14 @@ def test_growth_item_runs_train_py(capsys: pytest.CaptureFixture[str]) -> None:
         assert row.figures["first step after s"] > 0
 
 
+def test_whole_run_item_runs_train_py() -> None:
+    (report,) = whole_run.run_item(SMOKE, "w2v2")
+    assert [check.passed for check in report.checks] == [True]
+    (row,) = report.rows
+    assert row.name == "w2v2-demo, parp"
+    assert 0 < row.figures["first step after s"] < row.median < 60
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("arguments", [[], ["--device", "cpu"], ["--smoke"]])
 def test_gpu_without_a_device_ends_with_one_line(

@@ -1,22 +1,14 @@
-import contextlib
 import csv
-import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pruning import sweep, sweep_config
+from tests.sweep_process import ROOT, await_that, end_of, finished_runs, start_sweep, write_config
 
-ROOT = Path(__file__).parent.parent
 FLAGS = {
     **{"model": "w2v2|w2v2-demo", "method": "STR", "target": "phone|char", "data": "STR"},
     **{"sparsity": "FLOAT", "lr": "FLOAT", "seed": "INT", "steps": "INT", "biases": "BOOL"},
@@ -81,63 +73,12 @@ def _fake_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_config, "TRAIN_SCRIPT", script)
 
 
-def _write_config(folder: Path, text: str = CONFIG, out: str = "study") -> Path:
-    path = folder / f"{out}.toml"
-    path.write_text(text.replace("{out}", str(folder / out)))
-    return path
-
-
 def _load(folder: Path, text: str) -> sweep_config.SweepConfig:
-    return sweep_config.load_config(_write_config(folder, text), FLAGS)
+    return sweep_config.load_config(write_config(folder, text), FLAGS)
 
 
 def _run(config: Path, *flags: str) -> int:
     return sweep.main(["--config", str(config), *flags])
-
-
-def _start(config: Path, *flags: str, **environment: str) -> "subprocess.Popen[str]":
-    """Start a sweep as a process of its own, with the train script that is set here."""
-    code = (
-        "import pathlib, sys; from pruning import sweep, sweep_config\n"
-        "sweep.LOCK_SECONDS = 60.0\n"
-        f"sweep_config.TRAIN_SCRIPT = pathlib.Path({str(sweep_config.TRAIN_SCRIPT)!r})\n"
-        "sys.exit(sweep.main(sys.argv[1:]))"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "--config", str(config), *flags],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _end(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
-
-
-def _await(happened: Callable[[], Any], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert process.poll() is None, _end(process)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def _finished(out: Path) -> set[str]:
-    return {path.parent.name for path in out.glob("*/results.json")}
-
-
-def _kill_all(process: "subprocess.Popen[str]", out: Path) -> None:
-    """Kill a sweep, then its runs, whatever has started them."""
-    process.kill()
-    process.wait()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            if f"--out={out}/".encode() in path.read_bytes():
-                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def test_grid_expands_to_every_combination(tmp_path: Path) -> None:
@@ -200,8 +141,8 @@ def test_flags_are_read_from_the_help_of_train_py(monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_seeds_take_the_value_that_is_best_on_dev(tmp_path: Path) -> None:
-    assert _run(_write_config(tmp_path, TUNED)) == 0
-    at_seed_1 = {name for name in _finished(tmp_path / "study") if name.endswith("seed1")}
+    assert _run(write_config(tmp_path, TUNED)) == 0
+    at_seed_1 = {name for name in finished_runs(tmp_path / "study") if name.endswith("seed1")}
     assert at_seed_1 == {
         "dense-lr0.001-seed1",
         *(f"mpi-{sparsity}-lr0.001-seed1" for sparsity in (0.5, 0.7)),
@@ -220,14 +161,14 @@ def test_equal_values_on_dev_leave_the_lower(tmp_path: Path) -> None:
 def test_results_list_the_runs_asked_for_and_no_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(_write_config(tmp_path, CONFIG.replace('"dense", ', ""))) == 0
+    assert _run(write_config(tmp_path, CONFIG.replace('"dense", ', ""))) == 0
     with (tmp_path / "study" / "results.csv").open() as file:
         assert {row["method"] for row in csv.DictReader(file)} == {"mpi", "omp"}
     assert "omp-0.7-seed1: dev PER 0.1820, test PER 0.1820\n" in capsys.readouterr().out
 
 
 def test_finished_runs_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = _write_config(tmp_path)
+    config = write_config(tmp_path, CONFIG)
     assert _run(config) == 0
     starts = (tmp_path / "study" / "starts.txt").read_text()
     capsys.readouterr()
@@ -239,26 +180,26 @@ def test_finished_runs_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_failing_run_stops_only_what_needs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, out = _write_config(tmp_path), tmp_path / "study"
+    config, out = write_config(tmp_path, CONFIG), tmp_path / "study"
     monkeypatch.setenv("FAKE_FAIL", "dense-seed1")
     assert _run(config) == 1
     printed = capsys.readouterr().out
     assert "dense-seed1: failed with exit status 1: fake: error: told to fail\n" in printed
     assert "omp-0.5-seed1: skipped, for dense-seed1 did not finish\n" in printed
-    assert len(_finished(out)) == 7
+    assert len(finished_runs(out)) == 7
     assert not (out / "results.csv").exists()
     monkeypatch.delenv("FAKE_FAIL")
     assert _run(config) == 0
-    assert len(_finished(out)) == 10
+    assert len(finished_runs(out)) == 10
 
 
 def test_failed_trial_leaves_out_the_seeds_that_it_decides_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_FAIL", "mpi-0.5-lr0.001-seed0")
-    assert _run(_write_config(tmp_path, TUNED)) == 1
+    assert _run(write_config(tmp_path, TUNED)) == 1
     assert "runs left out at other seeds: 1, for" in capsys.readouterr().out
-    assert {name for name in _finished(tmp_path / "study") if name.startswith("mpi-0.5")} == {
+    assert {name for name in finished_runs(tmp_path / "study") if name.startswith("mpi-0.5")} == {
         "mpi-0.5-lr0.002-seed0"
     }
 
@@ -266,7 +207,7 @@ def test_failed_trial_leaves_out_the_seeds_that_it_decides_for(
 def test_dry_run_prints_the_commands_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(_write_config(tmp_path, TUNED), "--dry-run") == 0
+    assert _run(write_config(tmp_path, TUNED), "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 11
     assert all("--resume=auto --device=cpu" in line for line in lines[:-1])
@@ -327,9 +268,9 @@ def test_missing_config_is_the_users_mistake(
 def test_other_train_options_in_the_same_folder_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(_write_config(tmp_path)) == 0
+    assert _run(write_config(tmp_path, CONFIG)) == 0
     before = (tmp_path / "study" / "results.csv").read_bytes()
-    assert _run(_write_config(tmp_path, CONFIG.replace("[grid]", "steps = 3\n[grid]"))) == 2
+    assert _run(write_config(tmp_path, CONFIG.replace("[grid]", "steps = 3\n[grid]"))) == 2
     assert "other options in [train] (steps was None): repeat those" in capsys.readouterr().err
     assert (tmp_path / "study" / "results.csv").read_bytes() == before
 
@@ -338,22 +279,22 @@ def test_train_options_may_be_corrected_before_any_run_has_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_FAIL", ".")
-    assert _run(_write_config(tmp_path)) == 1
+    assert _run(write_config(tmp_path, CONFIG)) == 1
     monkeypatch.delenv("FAKE_FAIL")
-    assert _run(_write_config(tmp_path, CONFIG.replace("[grid]", "steps = 3\n[grid]"))) == 0
+    assert _run(write_config(tmp_path, CONFIG.replace("[grid]", "steps = 3\n[grid]"))) == 0
 
 
 def test_terminated_sweep_goes_on_to_the_results_of_an_undisturbed_one(tmp_path: Path) -> None:
-    whole = _write_config(tmp_path, TUNED, "whole")
+    whole = write_config(tmp_path, TUNED, "whole")
     assert _run(whole) == 0
-    halves, out = _write_config(tmp_path, TUNED, "halves"), tmp_path / "halves"
-    process = _start(halves, FAKE_SLEEP="0.3")
-    _await(lambda: len(_finished(out)) >= 3, process)
+    halves, out = write_config(tmp_path, TUNED, "halves"), tmp_path / "halves"
+    process = start_sweep(halves, FAKE_SLEEP="0.3")
+    await_that(lambda: len(finished_runs(out)) >= 3, process)
     process.terminate()
-    status, output = _end(process)
+    status, output = end_of(process)
     assert status == 130
     assert f"go on with: python -m pruning.sweep --config {halves}\n" in output
-    assert len(_finished(out)) < 10
+    assert len(finished_runs(out)) < 10
     assert _run(halves) == 0
     assert (out / "results.csv").read_bytes() == (tmp_path / "whole/results.csv").read_bytes()
 
@@ -362,9 +303,9 @@ def test_run_that_a_killed_sweep_left_keeps_other_sweeps_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "LOCK_SECONDS", 0.2)
-    config, out = _write_config(tmp_path), tmp_path / "study"
-    process = _start(config, FAKE_SLEEP="4")
-    _await(lambda: len(list(out.glob("*/config.json"))) == 2, process)
+    config, out = write_config(tmp_path, CONFIG), tmp_path / "study"
+    process = start_sweep(config, FAKE_SLEEP="4")
+    await_that(lambda: len(list(out.glob("*/config.json"))) == 2, process)
     assert _run(config) == 2
     assert f"another sweep is running in {out}: wait" in capsys.readouterr().err
     process.kill()
@@ -380,7 +321,7 @@ def test_missing_ray_says_how_to_install_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert _run(_write_config(tmp_path), "--ray") == 2
+    assert _run(write_config(tmp_path, CONFIG), "--ray") == 2
     assert '--ray needs ray: pip install -e ".[ray]"' in capsys.readouterr().err
 
 
@@ -405,92 +346,3 @@ def test_ray_task_starts_nothing_where_there_is_a_note(tmp_path: Path) -> None:
     log = tmp_path / "run.log"
     assert sweep.run_process(["none"], {}, log, tmp_path / ".stop", tmp_path) == 130
     assert not log.exists()
-
-
-REAL = """
-out = "{out}"
-devices = ["cpu", "cpu"]
-threads = 1
-[train]
-model = "w2v2-demo"
-data = "{corpus}"
-steps = 4
-eval_every = 2
-batch_seconds = 4
-[grid]
-method = ["dense", "omp", "parp"]
-sparsity = [0.3, 0.5, 0.7]
-"""
-REAL_SMALL = REAL.replace("[0.3, 0.5, 0.7]", "[0.5]")
-
-
-def _outcome(out: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return results.csv, and zeros and shift of every tensor of every run."""
-    results = {
-        name: json.loads((out / name / "results.json").read_text()) for name in _finished(out)
-    }
-    return (out / "results.csv").read_bytes(), {name: results[name]["tensors"] for name in results}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    small_corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[bytes, dict[str, Any]]:
-    """Outcome of a sweep with the real train.py that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("sweep")
-    config = _write_config(folder, REAL.replace("{corpus}", str(small_corpus)))
-    command = [sys.executable, "-m", "pruning.sweep", "--config", str(config)]
-    subprocess.run(command, cwd=ROOT, check=True)
-    outcome = _outcome(folder / "study")
-    shutil.rmtree(folder)
-    return outcome
-
-
-@pytest.fixture
-def real_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_config, "TRAIN_SCRIPT", ROOT / "train.py")
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("real_train")
-def test_sweep_killed_twice_ends_with_the_results_of_an_undisturbed_one(
-    small_corpus: Path, tmp_path: Path, undisturbed: tuple[bytes, dict[str, Any]]
-) -> None:
-    config = _write_config(tmp_path, REAL.replace("{corpus}", str(small_corpus)))
-    out = tmp_path / "study"
-
-    process = _start(config)
-    _await(lambda: _finished(out) and len(list(out.glob("*/config.json"))) >= 3, process)
-    process.terminate()
-    assert _end(process)[0] == 130
-    known = _finished(out)
-    assert 1 <= len(known) < 7
-
-    process = _start(config)
-    _await(lambda: len(_finished(out)) > len(known), process)
-    _kill_all(process, out)
-    assert len(_finished(out)) < 7
-
-    status, output = _end(_start(config))
-    assert status == 0, output
-    assert _outcome(out) == undisturbed
-    assert json.loads((out / "omp-0.5/results.json").read_text())["cost"]["fine_tuning_runs"] == 2
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("real_train")
-def test_killed_sweep_on_ray_ends_with_the_results_of_a_local_one(
-    small_corpus: Path, tmp_path: Path, undisturbed: tuple[bytes, dict[str, Any]]
-) -> None:
-    config = _write_config(tmp_path, REAL_SMALL.replace("{corpus}", str(small_corpus)))
-    out = tmp_path / "study"
-    process = _start(config, "--ray")
-    _await(lambda: _finished(out), process)
-    _kill_all(process, out)
-    assert len(_finished(out)) < 3
-
-    status, output = _end(_start(config, "--ray"))
-    assert status == 0, output
-    (table, tensors), (local_table, local_tensors) = _outcome(out), undisturbed
-    assert tensors == {name: local_tensors[name] for name in ("dense", "omp-0.5", "parp-0.5")}
-    assert set(table.splitlines()) <= set(local_table.splitlines())
