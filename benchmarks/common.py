@@ -7,13 +7,14 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from data.options import OptionParser
@@ -136,6 +137,12 @@ class Report:
         passed = abs(first - second) <= tolerance * max(abs(first), abs(second))
         self.check(f"{what}: {first:.7g} and {second:.7g}, tolerance {tolerance:g}", passed)
 
+    def note_growth(self, sizes: Sequence[float]) -> None:
+        """Note the power of the size, one for each row, that the time grows with."""
+        logs = np.log([[size, row.median] for row, size in zip(self.rows, sizes, strict=True)])
+        power = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+        self.notes.append(f"time grows as size to the power {power:.3f} (1 is linear)")
+
     @property
     def ratios(self) -> dict[str, dict[str, float]]:
         """Time of every other row over that of the first: of the medians, and pair by pair."""
@@ -164,6 +171,13 @@ class Report:
 
 
 Item = Callable[[Settings], list[Report]]
+T = TypeVar("T")
+
+
+def in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield so many items at a time, in order; the last batch may be smaller."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -83,9 +83,7 @@ def _curve(
     report = Report(title, rows, has_ratios=False)
     for row, size in zip(rows, sizes, strict=True):
         row.figures["ms per unit"] = 1e3 * row.median / size
-    logs = np.log([[size, row.median] for row, size in zip(rows, sizes, strict=True)])
-    power = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
-    report.notes.append(f"time grows as size to the power {power:.3f} (1 is linear)")
+    report.note_growth(sizes)
     return report
 
 

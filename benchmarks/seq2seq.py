@@ -17,6 +17,7 @@ from benchmarks.common import (
     Skipped,
     alternate,
     import_peer,
+    in_batches,
     leave_out,
 )
 from benchmarks.training import (
@@ -153,8 +154,7 @@ def our_decode(
     task = Seq2SeqTask(model, decoding, precision)
 
     def decode(log_mels: Sequence[Tensor]) -> Ids:
-        firsts = range(0, len(log_mels), batch)
-        return [ids for i in firsts for ids in task.decode(log_mels[i : i + batch])]
+        return [ids for some in in_batches(log_mels, batch) for ids in task.decode(some)]
 
     return decode
 
@@ -168,8 +168,8 @@ def hf_decode(twin: Any, decoding: dict[str, Any], precision: str, batch: int = 
 
     def decode(log_mels: Sequence[Tensor]) -> Ids:
         found: Ids = []
-        for first in range(0, len(log_mels), batch):
-            features = torch.stack(list(log_mels[first : first + batch]))
+        for some in in_batches(log_mels, batch):
+            features = torch.stack(list(some))
             with torch.inference_mode(), autocast(features.device, precision):
                 rows = twin.generate(
                     features,
@@ -295,8 +295,8 @@ def _ctranslate2_decode(ctranslate2: Any, decoding: dict[str, Any], threads: int
 
     def decode(log_mels: Sequence[Tensor]) -> Ids:
         found: Ids = []
-        for first in range(0, len(log_mels), CT2_BATCH):
-            features = torch.stack(list(log_mels[first : first + CT2_BATCH])).numpy()
+        for some in in_batches(log_mels, CT2_BATCH):
+            features = torch.stack(list(some)).numpy()
             results = engine.generate(
                 ctranslate2.StorageView.from_array(features),
                 [start] * len(features),

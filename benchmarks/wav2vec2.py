@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.common import Contender, Report, Settings, alternate, leave_out
+from benchmarks.common import Contender, Report, Settings, alternate, in_batches, leave_out
 from benchmarks.training import (
     TOKENS_PER_SECOND,
     autocast,
@@ -95,8 +95,9 @@ def step_item(settings: Settings, utterances: int, batches: int = 1) -> list[Rep
             leave_out(report, name)
     features = [task.prepare(waveform) for waveform in inputs]
     check_losses(report, settings, model, peers, (inputs, targets), features)
-    as_they_come = _groups(range(len(seconds)), utterances)
-    by_length = _groups(sorted(range(len(seconds)), key=seconds.__getitem__), utterances)
+    as_they_come = list(in_batches(range(len(seconds)), utterances))
+    ranking = sorted(range(len(seconds)), key=seconds.__getitem__)
+    by_length = list(in_batches(ranking, utterances))
     plain = CTCTask(copy.deepcopy(model), BLANK, settings.precision, fast=False)
 
     def ours(name: str, task: CTCTask, given: Sequence[Tensor]) -> Contender:
@@ -162,10 +163,6 @@ def check_losses(
             report.check_close(f"loss of ours and {peer.name}", expected, total, tolerance)
             peer.model.train()
     model.train()
-
-
-def _groups(order: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [order[first : first + size] for first in range(0, len(order), size)]
 
 
 def peer_contender(

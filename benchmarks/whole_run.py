@@ -146,9 +146,7 @@ def growth_item(settings: Settings) -> list[Report]:
             row.seconds = [row.figures.pop("training s")]
             rows.append(row)
     report = Report("one epoch of w2v2-demo, features computed in it", rows, has_ratios=False)
-    logs = np.log([[share, row.median] for share, row in zip(shares, rows, strict=True)])
-    power = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
-    report.notes.append(f"time grows as size to the power {power:.3f} (1 is linear)")
+    report.note_growth(shares)
     _check_sparsity(report, rows[-1])
     return [report]
 
