@@ -160,12 +160,14 @@ class _Replay:
             forward()
             self.upstream = torch.zeros_like(self.logits)  # which adds nothing to the gradients
             backward()
-            self.logits = self.logits.detach()  # a graph alive would tie a capture to its stream
+            self.logits = self.logits.detach()
 
+        # An autograd graph that lives on ties what is computed later to the stream that it was made
+        # on, so neither the warm-up nor the capture leaves one behind.
         warm_up(both)
         self.forward = capture(forward, pool)
         self.backward = capture(backward, pool)
-        self.logits = self.logits.detach()  # or plain runs, later, to that of the capture
+        self.logits = self.logits.detach()
 
 
 def _run(replay: _Replay, inputs: Sequence[Tensor]) -> Tensor:
