@@ -35,7 +35,7 @@ from data.targets import hypothesis_tokens, reference_tokens
 from data.timit import SPLITS, Utterance, check_counts, load_timit
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import World, resolve_device, resolve_precision
-from models.tasks import PRECISIONS, Task, build_task
+from models.training.tasks import PRECISIONS, Task, build_task
 from pruning.analysis import describe_tensors, size_in_bytes
 from pruning.mask_file import weights_hash
 from pruning.masks import measured_sparsity

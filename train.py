@@ -58,10 +58,10 @@ from models.device import (
     set_random_state,
 )
 from models.initial import fit_target, set_masking
-from models.optim import Optimizer, build_optimizer
-from models.recipes import FitOptions, recipe_of
-from models.tasks import Task, build_task
-from models.wav2vec2_masking import Draw
+from models.training.optim import Optimizer, build_optimizer
+from models.training.recipes import FitOptions, recipe_of
+from models.training.tasks import Task, build_task
+from models.wav2vec2.masking import Draw
 from pruning.interface import PruneOptions, Reprune, Schedule, Snapshot, restore_weights
 from pruning.mask_file import load_masks_for, save_masks, weights_hash
 from pruning.schedules import SCHEDULES, build_schedule

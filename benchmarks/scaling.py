@@ -12,7 +12,7 @@ from benchmarks.training import our_optimizer, our_step
 from benchmarks.wav2vec2 import BLANK, build, make_batch
 from data.metrics import error_rate
 from data.phones import PHONE_SETS
-from models.tasks import CTCTask
+from models.training.tasks import CTCTask
 from pruning.masks import count_zeros
 
 Texts = list[list[str]]

@@ -38,7 +38,7 @@ from data.timit import Utterance, load_timit
 from models import Whisper, build_model
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.convert import load_weights
-from models.tasks import Seq2SeqTask
+from models.training.tasks import Seq2SeqTask
 
 OUR_BATCH, HF_BATCH, CT2_BATCH = 32, 8, 1  # on two CPU cores each is fastest so
 TEXT_TOKENS, PHONE_TOKENS = 40, 38

@@ -15,8 +15,8 @@ from benchmarks.common import Settings, import_peer
 from data.log_mel import SAMPLE_RATE
 from models import SpeechModel, Wav2Vec2
 from models.convert import to_hf
-from models.optim import Optimizer
-from models.tasks import PRECISIONS, Task
+from models.training.optim import Optimizer
+from models.training.tasks import PRECISIONS, Task
 
 MEAN_SECONDS, SD_SECONDS = 3.07, 0.86  # TIMIT's sentences
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.92, 7.8

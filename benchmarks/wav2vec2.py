@@ -25,7 +25,7 @@ from benchmarks.training import (
     torchaudio_twin,
 )
 from models import PRUNE_SCOPES, Wav2Vec2, build_model
-from models.tasks import CTCTask
+from models.training.tasks import CTCTask
 from pruning.interface import PruneOptions
 from pruning.masks import measured_sparsity
 from pruning.schedules import build_schedule

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from data.options import parse_options
-from models.recipes import recipe_of
+from models.training.recipes import recipe_of
 from pruning.schedules import build_schedule
-from pruning.sweep_config import first_runs, load_config, train_flags
+from pruning.sweep.plan import first_runs, load_config, train_flags
 from train import TrainOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))

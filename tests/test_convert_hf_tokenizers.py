@@ -238,7 +238,7 @@ def test_to_hf_whisper_with_a_short_context_is_cut_to_it(tmp_path):
 
 @pytest.mark.parametrize("kind", ["phone", "text"])
 def test_to_hf_whisper_generates_as_our_greedy_decoding(tmp_path, randomise, kind):
-    from models.decoding import DecodingOptions, decode
+    from models.whisper.decoding import DecodingOptions, decode
 
     phones = [f"p{i}" for i in range(40)]
     tokenizer = SymbolTokenizer.for_seq2seq("phone", phones) if kind == "phone" else byte_bpe()

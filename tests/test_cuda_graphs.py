@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import build_model, cuda_graphs, tasks
+from models import build_model, cuda_graphs
 from models.cuda_graphs import GraphedLogits
-from models.tasks import CTCTask, Seq2SeqTask, Task
+from models.training import tasks
+from models.training.tasks import CTCTask, Seq2SeqTask, Task
 
 SEQ2SEQ = {
     "start_ids": [1, 3],

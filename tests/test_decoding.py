@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import decoding
-from models.decoding import DecodingOptions, decode
-from models.whisper import Whisper
+from models.whisper import Whisper, decoding
+from models.whisper.decoding import DecodingOptions, decode
 from tests.whisper_hf import SMALL, hf_model, ours_from
 
 transformers = pytest.importorskip("transformers")

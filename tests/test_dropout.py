@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models import build_model
 from models.dropout import Dropout
-from models.tasks import CTCTask
+from models.training.tasks import CTCTask
 
 SIZE = 1_000_003  # not a multiple of the four elements that are drawn at a time
 DEVIATIONS = 5.0

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from models import cuda_graphs
-from models.decoding import DecodingOptions, decode
-from models.graphed_decoding import GreedyGraphs
 from models.whisper import Whisper
+from models.whisper.decoding import DecodingOptions, decode
+from models.whisper.graphed_decoding import GreedyGraphs
 from tests.whisper_hf import SMALL, hf_model, ours_from
 
 CONFIG = replace(SMALL, text_positions=24, vocab_size=24)

@@ -15,7 +15,7 @@ from data.inputs import model_input
 from data.timit import Utterance, load_timit
 from models import build_model, device
 from models.checkpoint import load_checkpoint
-from models.tasks import CTCTask
+from models.training.tasks import CTCTask
 
 WAVEFORM = {"kind": "waveform", "normalize": True}
 LOG_MEL = {"kind": "log_mel", "num_mels": 80, "audio_ctx": 3.0}

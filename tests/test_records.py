@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.records import (
+from pruning.report.records import (
     CURVE_POINTS,
     Record,
     choose_tuned,

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from pruning.groups import build_groups, layer_and_role
-from pruning.records import dump_runs, load_records, load_runs
-from pruning.report import main
+from pruning.report.__main__ import main
+from pruning.report.groups import build_groups, layer_and_role
+from pruning.report.records import dump_runs, load_records, load_runs
 from tests.run_folders import write_run
 
 METHODS = ("mpi", "omp", "parp")

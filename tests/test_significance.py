@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.metrics import bootstrap_interval
-from pruning.significance import mapsswe, paired_bootstrap, pooled_interval
+from data.significance import mapsswe, paired_bootstrap, pooled_interval
 
 Lines = list[dict[str, str]]
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import build_model
-from models.optim import Optimizer
-from models.tasks import Task, build_task
+from models.training.optim import Optimizer
+from models.training.tasks import Task, build_task
 
 SEQ2SEQ = {
     "start_ids": [1],

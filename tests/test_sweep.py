@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pruning import sweep, sweep_config
+from pruning.sweep import __main__ as sweep
+from pruning.sweep import plan as sweep_config
 from tests.sweep_process import ROOT, await_that, end_of, finished_runs, start_sweep, write_config
 
 FLAGS = {

@@ -5,7 +5,6 @@ Shape letters: B utterances, T encoder frames, L tokens, H heads, K head width, 
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +12,9 @@ from tqdm import tqdm
 
 from models import cuda_graphs
 from models.attention import KeysValues
-from models.kv_cache import StaticKVCache
-from models.whisper import Whisper
-
-if TYPE_CHECKING:
-    from models.decoding import DecodingOptions
+from models.whisper.config import DecodingOptions
+from models.whisper.kv_cache import StaticKVCache
+from models.whisper.model import Whisper
 
 ROWS = 8  # batches are padded to multiples of this
 MOST_SHAPES = 4  # each holds the keys and values of a batch
@@ -35,14 +32,14 @@ class GreedyGraphs:
         self._steps: dict[tuple[object, ...], _GreedyStep] = {}
 
     def decode(
-        self, model: Whisper, cross: Sequence[KeysValues], options: "DecodingOptions"
+        self, model: Whisper, cross: Sequence[KeysValues], options: DecodingOptions
     ) -> Tensor:
         """Take the best id in every step.
 
         Args:
             model: In eval mode, where gradients are off.
             cross: Keys and values of the encoded audio for each decoder layer, (B, H, T, K) each.
-            options: As for ``models.decoding.decode``.
+            options: As for ``models.whisper.decoding.decode``.
 
         Returns:
             (B, max_ids) int64, rows meaningful up to eos_id.
@@ -63,7 +60,7 @@ class _GreedyStep:
     """One step in memory of its own: score the id at the present position, write the next one."""
 
     def __init__(
-        self, model: Whisper, options: "DecodingOptions", cross: Sequence[KeysValues]
+        self, model: Whisper, options: DecodingOptions, cross: Sequence[KeysValues]
     ) -> None:
         rows, device = len(cross[0][0]), cross[0][0].device
         self._model, self._options = model, options

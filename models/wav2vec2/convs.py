@@ -4,20 +4,18 @@ Shape letters: B batch, S samples, T frames, C feature channels, D d_model.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from models.wav2vec2 import Wav2Vec2Config
+from models.wav2vec2.config import Wav2Vec2Config
 
 
 class FeatureLayer(nn.Module):
     """One strided convolution, a norm in some layers, and an exact GELU."""
 
-    def __init__(self, config: "Wav2Vec2Config", index: int) -> None:
+    def __init__(self, config: Wav2Vec2Config, index: int) -> None:
         super().__init__()
         channels = config.conv_dims[index]
         self.conv = nn.Conv1d(
@@ -54,7 +52,7 @@ class FeatureLayer(nn.Module):
 class FeatureEncoder(nn.Module):
     """Convolutions from the waveform to one feature vector per frame."""
 
-    def __init__(self, config: "Wav2Vec2Config") -> None:
+    def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
         self.layers = nn.ModuleList(FeatureLayer(config, i) for i in range(len(config.conv_dims)))
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from data.significance import pooled_interval
 from pruning.mask_file import load_masks
 from pruning.masks import mask_iou
-from pruning.records import (
+from pruning.report.records import (
     Record,
     Runs,
     choose_tuned,
@@ -18,7 +19,6 @@ from pruning.records import (
     setting,
     sparsity,
 )
-from pruning.significance import pooled_interval
 
 NOT_GROUPED = ("method", "sparsity", "lr", "seed")
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.ctc import beam_decode, greedy_decode
-from models.decoding import DecodingOptions, decode
 from models.device import send
 from models.dropout import set_fast_dropout
-from models.graphed_decoding import GreedyGraphs
-from models.graphed_models import GraphedWav2Vec2, GraphedWhisper
+from models.training.graphed_models import GraphedWav2Vec2, GraphedWhisper
 from models.wav2vec2 import Wav2Vec2
-from models.wav2vec2_masking import Draw
+from models.wav2vec2.masking import Draw
 from models.whisper import Whisper
+from models.whisper.decoding import DecodingOptions, decode
+from models.whisper.graphed_decoding import GreedyGraphs
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

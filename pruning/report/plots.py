@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pruning.groups import Cell, Group, overlap, pair_runs
-from pruning.records import Runs
+from pruning.report.groups import Cell, Group, overlap, pair_runs
+from pruning.report.records import Runs
 
 DPI = 120
 # Wong's colours that are told apart with colour-blindness, and two of Tol's.

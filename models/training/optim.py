@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.recipes import FitOptions, recipe_of
+from models.training.recipes import FitOptions, recipe_of
 
 
 class Optimizer:

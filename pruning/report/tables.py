@@ -5,9 +5,9 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from pruning.groups import Cell, Group, layer_and_role, overlap, pair_runs
-from pruning.records import Record, Runs, error_rate, tuning_error
-from pruning.significance import mapsswe, paired_bootstrap
+from data.significance import mapsswe, paired_bootstrap
+from pruning.report.groups import Cell, Group, layer_and_role, overlap, pair_runs
+from pruning.report.records import Record, Runs, error_rate, tuning_error
 
 REFERENCES = ("dense", "mpi", "omp")
 NUM_TENSORS = 3
@@ -33,7 +33,7 @@ def results_page(
 
     Args:
         runs: Every run, with the overlaps of the masks.
-        groups: The same runs as :func:`pruning.groups.build_groups` arranged them.
+        groups: The same runs as :func:`pruning.report.groups.build_groups` arranged them.
         plots: By slug of a group the captions of its plots by file name.
     """
     parts = [INTRODUCTION]

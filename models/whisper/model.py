@@ -5,7 +5,7 @@ Shape letters: B batch, F mel frames, M mels, T encoder frames, L tokens, D d_mo
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from models.attention import FeedForward, KeysValues, MultiHeadAttention
 from models.dropout import Dropout
-from models.kv_cache import KVCache, LayerCache, Source
+from models.whisper.config import WhisperConfig
+from models.whisper.kv_cache import KVCache, LayerCache, Source
 
 _LEAVES = r"\.layers\.\d+\.((self|cross)_attn\.(q|k|v|out)_proj|ffn\.fc[12])\.(weight|bias)"
 PRUNE_SCOPES = {
@@ -25,30 +26,6 @@ PRUNE_SCOPES = {
 """Regular expressions that match the whole native name of each parameter in a prune scope."""
 
 _INIT_STD = 0.02
-
-
-@dataclass(frozen=True)
-class WhisperConfig:
-    """Sizes and dropout of a Whisper model; the defaults are multilingual ``tiny``.
-
-    ``audio_positions`` counts encoder frames (20 ms each), ``text_positions`` tokens. The three
-    dropouts are probabilities and act only while training.
-    """
-
-    num_mels: int = 80
-    audio_positions: int = 1500
-    text_positions: int = 448
-    d_model: int = 384
-    encoder_layers: int = 4
-    decoder_layers: int = 4
-    encoder_heads: int = 6
-    decoder_heads: int = 6
-    encoder_ffn_dim: int = 1536
-    decoder_ffn_dim: int = 1536
-    vocab_size: int = 51865
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
 
 
 class EncoderLayer(nn.Module):

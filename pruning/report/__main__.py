@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pruning.groups import add_overlaps, build_groups
-from pruning.plots import draw_plots
-from pruning.records import (
+from data.significance import mapsswe, paired_bootstrap, pooled_interval
+from pruning.report.groups import add_overlaps, build_groups
+from pruning.report.plots import draw_plots
+from pruning.report.records import (
     Record,
     Runs,
     costs_csv,
@@ -28,8 +29,7 @@ from pruning.records import (
     results_csv,
     write_files,
 )
-from pruning.significance import mapsswe, paired_bootstrap, pooled_interval
-from pruning.tables import results_page
+from pruning.report.tables import results_page
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,7 +43,7 @@ def write_report(runs: Runs, out: Path, plots: bool = True) -> None:
     """Write the report of ``runs`` into the folder ``out``.
 
     Args:
-        runs: What :func:`pruning.records.load_runs` returned; overlaps that it lacks are added.
+        runs: What :func:`load_runs` returned; overlaps that it lacks are added.
         out: Folder, made where it is missing; files of the same names are replaced.
         plots: Whether to draw plots.
 

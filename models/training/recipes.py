@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from models import PRESETS
-from models.tasks import PRECISIONS
+from models.training.tasks import PRECISIONS
 
 
 @dataclass(frozen=True)

@@ -3,42 +3,17 @@
 Shape letters: B utterances, N beams, F mel frames, M mels, L tokens, V vocab.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from models.attention import KeysValues
-from models.beam_search import BeamSearch
-from models.graphed_decoding import GreedyGraphs
-from models.kv_cache import KVCache
-from models.whisper import Whisper
+from models.whisper.beam_search import BeamSearch
+from models.whisper.config import DecodingOptions
+from models.whisper.graphed_decoding import GreedyGraphs
+from models.whisper.kv_cache import KVCache
+from models.whisper.model import Whisper
 
 _GPU_STEPS_PER_CHECK = 8  # Asking a GPU who has finished makes it wait for us.
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """What ``decode`` is to generate.
-
-    Attributes:
-        start_ids: Ids every text starts with, e.g. start-of-transcript and no-timestamps.
-        eos_id: End token.
-        max_tokens: Limit of the whole sequence: start ids, text and end token.
-        suppress_ids: Ids that are never generated.
-        begin_suppress_ids: Ids that are not generated right after the start ids.
-        beam_size: Hypotheses kept; 1 is greedy decoding.
-        length_penalty: Beam search divides scores by the length to this power.
-    """
-
-    start_ids: Sequence[int]
-    eos_id: int
-    max_tokens: int
-    suppress_ids: Sequence[int] = ()
-    begin_suppress_ids: Sequence[int] = ()
-    beam_size: int = 1
-    length_penalty: float = 1.0
 
 
 def decode(

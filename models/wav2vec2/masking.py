@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.device import send
-
-if TYPE_CHECKING:
-    from models.wav2vec2 import Wav2Vec2Config
+from models.wav2vec2.config import Wav2Vec2Config
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class TrainingMasks:
 
 
 def draw_masks(
-    lengths: Sequence[int], width: int, config: "Wav2Vec2Config", draw: Draw | None = None
+    lengths: Sequence[int], width: int, config: Wav2Vec2Config, draw: Draw | None = None
 ) -> TrainingMasks:
     """Draw what a training step hides.
 

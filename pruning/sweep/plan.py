@@ -15,7 +15,7 @@ from pruning.schedules import SCHEDULES
 
 Options = dict[str, Any]
 
-TRAIN_SCRIPT = Path(__file__).parent.parent / "train.py"
+TRAIN_SCRIPT = Path(__file__).parents[2] / "train.py"
 TOP_LEVEL = ("out", "devices", "threads", "train", "grid", "tune")
 SET_BY_SWEEP = ("out", "device", "resume", "reuse", "config", "help")
 COMPARED = ("method", "sparsity", "seed")

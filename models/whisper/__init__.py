@@ -1,0 +1,6 @@
+"""Whisper: an audio encoder, a text decoder, and its greedy and beam-search decoding."""
+
+from models.whisper.config import DecodingOptions, WhisperConfig
+from models.whisper.model import PRUNE_SCOPES, Whisper
+
+__all__ = ["PRUNE_SCOPES", "DecodingOptions", "Whisper", "WhisperConfig"]

@@ -1,0 +1,1 @@
+"""Tables, plots and paired tests of finished runs."""
