@@ -453,7 +453,7 @@ def final_report(run: Run) -> dict[str, Any]:
     run.world.wait()
     device = next(run.checkpoint.model.parameters()).device
     best = load_checkpoint(run.out / "best.pt", device=device)
-    run.task.model = run.checkpoint.model = best.model
+    run.checkpoint.model.load_state_dict(best.model.state_dict())
     test = score_run(run, load_timit(resolve_data(run.options.data), "test"))
     if run.world.writes:
         write_alignments(run.out / "test.jsonl", test)

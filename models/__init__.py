@@ -15,6 +15,8 @@ _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     Whisper.family: (Whisper, WhisperConfig),
 }
 
+_NO_LONGER_CONFIG = ("padding",)  # how wav2vec2 computes a batch: older checkpoints hold it
+
 PRUNE_SCOPES = {Wav2Vec2.family: wav2vec2.PRUNE_SCOPES, Whisper.family: whisper.PRUNE_SCOPES}
 """By family, the names of the prunable parameters in each scope; the default scope first."""
 
@@ -156,6 +158,7 @@ def build_from_config(family: str, config: Mapping[str, Any]) -> SpeechModel:
         raise ValueError(f"model family {family!r} is unknown: known are {', '.join(_FAMILIES)}")
     model_class, config_class = _FAMILIES[family]
     known = {field.name for field in fields(config_class)}
+    config = {name: value for name, value in config.items() if name not in _NO_LONGER_CONFIG}
     missing, unknown = sorted(known - set(config)), sorted(set(config) - known)
     if missing or unknown:
         raise ValueError(

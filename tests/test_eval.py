@@ -23,7 +23,7 @@ def noisy_checkpoint(
         ctc = name == "w2v2-demo"
         build = SymbolTokenizer.for_ctc if ctc else SymbolTokenizer.for_seq2seq
         tokenizer = build("phone", PHONES_39)
-        overrides = {"conv_norm": "group", "conv_bias": False, "padding": "hf"}
+        overrides = {"conv_norm": "group", "conv_bias": False}
         model = build_model(name, vocab_size=tokenizer.vocab_size, **(overrides if ctc else {}))
         with torch.no_grad():
             for parameter in model.parameters():

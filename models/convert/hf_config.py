@@ -88,7 +88,6 @@ def build_from_hf_config(config: Mapping[str, Any]) -> SpeechModel:
             raise ValueError(f"{name} = {config[name]!r} is not implemented, only {wanted!r} is")
     native = {ours: config.get(theirs, default) for theirs, ours, default in _TABLES[family]}
     if family == "wav2vec2":
-        native["padding"] = "hf"
         if not config.get("apply_spec_augment", True):
             native |= {"mask_time_prob": 0.0, "mask_channel_prob": 0.0}
     return build_from_config(family, native)
@@ -98,8 +97,7 @@ def hf_config(model: SpeechModel, decoding: Mapping[str, Any]) -> dict[str, Any]
     """Return the content of ``config.json`` for ``model``.
 
     Args:
-        model: Any model of ours. A padding of wav2vec2 other than "hf" has no counterpart there:
-            batches of one utterance give the same logits all the same.
+        model: Any model of ours.
         decoding: As a checkpoint holds it; {} leaves the special ids undefined.
     """
     family, native = model.family, asdict(model.config)

@@ -4,10 +4,9 @@ A task takes a list of inputs (waveforms or log-mels, one tensor an utterance) a
 summed loss or the decoded ids, so that train.py and eval.py need not know the architecture.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -98,8 +97,7 @@ class CTCTask(_PrecisionMixin):
     def __init__(
         self, model: Wav2Vec2, blank_id: int, precision: str = "fp32", fast: bool = True
     ) -> None:
-        padding: Literal["packed", "independent"] = "packed" if fast else "independent"
-        model.config = dataclasses.replace(model.config, padding=padding)
+        model.padding = "packed" if fast else "independent"
         set_fast_dropout(model, fast)
         self.model = model
         self.blank_id = blank_id

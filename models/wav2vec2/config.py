@@ -32,9 +32,6 @@ class Wav2Vec2Config:
             of ``mask_time_length``, at least ``mask_time_min`` where the utterance has room.
         mask_channel_prob: The same over the ``d_model`` channels.
         layer_norm_eps: Of the projection's and the encoder's norms (the feature encoder's is 1e-5).
-        padding: "hf" lets the group norm see the padding as Hugging Face does, so the logits of an
-            utterance depend on its batch mates; "independent" takes the statistics of each
-            utterance's own frames. No difference with ``conv_norm="layer"``.
 
     Raises:
         ValueError: If sizes do not fit together or a value is out of range.
@@ -66,7 +63,6 @@ class Wav2Vec2Config:
     mask_channel_length: int = 64
     mask_channel_min: int = 0
     layer_norm_eps: float = 1e-5
-    padding: Literal["hf", "independent", "packed"] = "hf"
 
     def __post_init__(self) -> None:
         convs = ("conv_dims", "conv_kernels", "conv_strides")
@@ -76,8 +72,6 @@ class Wav2Vec2Config:
             raise ValueError(f"{', '.join(convs)} need one entry per layer, at least one")
         if self.conv_norm not in ("group", "layer"):
             raise ValueError(f"conv_norm is {self.conv_norm!r}; use 'group' or 'layer'")
-        if self.padding not in ("hf", "independent", "packed"):
-            raise ValueError(f"padding is {self.padding!r}; use 'hf', 'independent' or 'packed'")
         for name in ("num_heads", "positional_groups"):
             divisor = getattr(self, name)
             if divisor < 1 or self.d_model % divisor:

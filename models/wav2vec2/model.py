@@ -14,7 +14,7 @@ Source:
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ PRUNE_SCOPES = {
 INIT_STD = 0.02
 
 Count = TypeVar("Count", int, Tensor)
+Padding = Literal["hf", "independent", "packed"]
 
 
 class FeatureProjection(nn.Module):
@@ -155,6 +156,13 @@ class Wav2Vec2(nn.Module):
 
     Args:
         config: Sizes and training options.
+
+    Attributes:
+        padding: How batches are computed, which is no part of the architecture. "hf" lets the group
+            norm see the padding as Hugging Face does, so the logits of an utterance depend on its
+            batch mates; "independent" takes the statistics of each utterance's own frames; "packed"
+            does too, and leaves the padding out of the layers. With ``conv_norm="layer"`` all three
+            give the same numbers.
     """
 
     family: ClassVar[str] = "wav2vec2"
@@ -162,6 +170,7 @@ class Wav2Vec2(nn.Module):
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
         self.config = config
+        self.padding: Padding = "hf"
         self.feature_encoder = FeatureEncoder(config)
         self.feature_projection = FeatureProjection(config)
         self.masked_embedding = nn.Parameter(torch.rand(config.d_model))
@@ -231,7 +240,7 @@ class Wav2Vec2(nn.Module):
         first_num_frames = None
         if num_samples is not None:
             lengths = _check_lengths("num_samples", num_samples, len(waveform), width, shortest)
-            if self.config.padding != "hf":
+            if self.padding != "hf":
                 kernel, stride = self.config.conv_kernels[0], self.config.conv_strides[0]
                 first_num_frames = [(length - kernel) // stride + 1 for length in lengths]
         return self.feature_encoder(waveform, first_num_frames)
@@ -303,7 +312,7 @@ class Wav2Vec2(nn.Module):
         if num_frames is not None:
             lengths = _check_lengths("num_frames", num_frames, batch, width, 1)
         if num_frames is not None and min(lengths) < width:
-            if self.config.padding == "packed":
+            if self.padding == "packed":
                 packing = Packing(lengths, width, device)
             valid_frames = send(torch.arange(width) < torch.tensor(lengths)[:, None], device)
         masks = None

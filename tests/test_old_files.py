@@ -1,0 +1,56 @@
+"""Files that version 0.1.0 left, written by tests/golden/make_version_1.py, are still read."""
+
+from pathlib import Path
+
+import torch
+
+from data.run_folder import EventLog, open_run_folder, read_json
+from models.checkpoint import load_checkpoint, save_checkpoint
+from pruning.mask_file import check_masks, load_masks
+from pruning.report.records import load_records
+from pruning.scope import select_parameters
+
+OLD = Path(__file__).parent / "golden" / "version_1"
+
+
+def test_old_checkpoint_gives_the_logits_that_it_gave():
+    model = load_checkpoint(OLD / "best.pt").model.eval()
+    content = torch.load(OLD / "logits.pt", weights_only=True)
+    with torch.no_grad():
+        logits = model.logits(content["waveform"])
+    assert (logits - content["logits"]).abs().max() <= 1e-5  # observed 0; processors may round
+
+
+def test_old_checkpoint_saved_anew_says_nothing_of_padding(tmp_path):
+    save_checkpoint(tmp_path / "new.pt", load_checkpoint(OLD / "best.pt"))
+    content = torch.load(tmp_path / "new.pt", weights_only=True)
+    assert "padding" not in content["config"]
+    before = torch.load(OLD / "best.pt", weights_only=True)
+    assert before["config"].keys() - content["config"].keys() == {"padding"}
+    assert all(torch.equal(content["weights"][k], v) for k, v in before["weights"].items())
+
+
+def test_old_mask_file_fits_the_parameters_that_it_was_made_for():
+    checkpoint = load_checkpoint(OLD / "best.pt")
+    scope = checkpoint.run["scope_pattern"]
+    params = select_parameters(dict(checkpoint.model.named_parameters()), scope)
+    mask_file = load_masks(OLD / "masks.pt")
+    check_masks(mask_file, params, "w2v2-demo", "encoder")
+    assert all(torch.equal(mask_file.masks[name], params[name] != 0) for name in params)
+
+
+def test_old_run_folder_is_reported(tmp_path):
+    (record,) = load_records([OLD / "run"])
+    assert record["results"]["per"] == read_json(OLD / "run" / "results.json")["per"]
+
+
+def test_old_run_folder_may_go_on_with_its_options(tmp_path):
+    options = read_json(OLD / "run" / "config.json")["options"]
+    open_run_folder(OLD / "run", options, resuming=True)
+
+
+def test_old_events_up_to_a_step_are_kept(tmp_path):
+    text = (OLD / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(text)
+    EventLog(tmp_path / "metrics.jsonl", at=(0, 10_000))
+    assert (tmp_path / "metrics.jsonl").read_text() == text
