@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pruning.sweep import __main__ as sweep
+from pruning.sweep import executors
 from pruning.sweep import plan as sweep_config
 from tests.sweep_process import ROOT, await_that, end_of, finished_runs, start_sweep, write_config
 
@@ -338,12 +339,12 @@ def test_ray_task_stops_its_process_once_there_is_a_note(tmp_path: Path) -> None
 
     thread = threading.Thread(target=leave_note)
     thread.start()
-    assert sweep.run_process(command, {}, log, note, tmp_path) == 130
+    assert executors.run_process(command, {}, log, note, tmp_path) == 130
     thread.join()
 
 
 def test_ray_task_starts_nothing_where_there_is_a_note(tmp_path: Path) -> None:
     (tmp_path / ".stop").touch()
     log = tmp_path / "run.log"
-    assert sweep.run_process(["none"], {}, log, tmp_path / ".stop", tmp_path) == 130
+    assert executors.run_process(["none"], {}, log, tmp_path / ".stop", tmp_path) == 130
     assert not log.exists()
