@@ -18,9 +18,15 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batching import BatchSampler
-from data.inputs import DataOptions, load_inputs, model_input, padded_seconds, resolve_data
-from data.log_mel import FULL_CONTEXT_SECONDS
+from data.inputs import (
+    DataOptions,
+    batch_sampler,
+    check_context,
+    load_inputs,
+    model_input,
+    resolve_data,
+)
+from data.log_mel import OWN_CONTEXT, longest_seconds
 from data.metrics import (
     ErrorRate,
     bootstrap_interval,
@@ -162,13 +168,14 @@ def transcribe(
     assert tokenizer is not None
     mine = decoding.world.share(range(len(utterances)))
     ordered = sorted(mine, key=lambda i: utterances[i].seconds)  # texts of a batch end together
-    seconds = [padded_seconds(utterances[i], frontend) for i in ordered]
     batch_seconds = decoding.batch_seconds or DECODE_SECONDS[frontend["kind"]]
     texts: dict[int, str] = {}
     was_training = task.model.training
     task.model.eval()
-    sampler = BatchSampler(seconds, batch_seconds, shuffle=False) if mine else None
-    batches = sampler.epoch_batches(0) if sampler else []
+    batches: list[list[int]] = []
+    if mine:
+        sampled = [utterances[i] for i in ordered]
+        batches = batch_sampler(sampled, frontend, batch_seconds, shuffle=False).epoch_batches(0)
     for positions in tqdm(batches, "decode", disable=None, leave=False):
         batch = [ordered[position] for position in positions]
         read = [inputs[i] if inputs else model_input(utterances[i], frontend) for i in batch]
@@ -238,10 +245,10 @@ def protocol_line(
     units = f"39 phones, q deleted, {silence}" if name == "per" else "lower case, no punctuation"
     search = f"beam {beam_size}" if beam_size > 1 else "greedy"
     if frontend["kind"] == "log_mel":
-        seconds = frontend["audio_ctx"] or FULL_CONTEXT_SECONDS
-        context = (
-            f"audio padded to {seconds:g} s, at most {checkpoint.decoding['max_tokens']} tokens"
-        )
+        padded = f"{longest_seconds(frontend['audio_ctx']):g} s"
+        if frontend["audio_ctx"] == OWN_CONTEXT:
+            padded = "each utterance's own length, rounded up to a second"
+        context = f"audio padded to {padded}, at most {checkpoint.decoding['max_tokens']} tokens"
     else:
         context = "padding never seen by the model"
     speakers = len({utterance.speaker for utterance in scores.utterances})
@@ -313,6 +320,8 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     utterances = load_timit(root, options.split)
     for warning in check_counts(options.split, utterances):
         print(f"eval.py: warning: {warning}", file=sys.stderr)
+    if checkpoint.frontend["kind"] == "log_mel":
+        check_context(utterances, checkpoint.frontend["audio_ctx"])
     precision = resolve_precision(options.precision, device)
     task = build_task(checkpoint.model, checkpoint.decoding, precision, options.fast)
     beam_size = options.beam_size if options.decode == "beam" else 1

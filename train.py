@@ -20,8 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batching import BatchSampler
-from data.inputs import DataOptions, padded_seconds, resolve_data
-from data.log_mel import context_seconds
+from data.inputs import DataOptions, batch_sampler, resolve_data
 from data.options import option, parse_options
 from data.phones import PHONE_SETS
 from data.run_folder import (
@@ -304,7 +303,7 @@ def build_run(
     device = resolve_device(options.device)
     train, dev = corpus.train, corpus.dev
     checkpoint = load_checkpoint(last) if last else initial_checkpoint(options, corpus)
-    about, frontend, training = checkpoint.run, checkpoint.frontend, checkpoint.training
+    about, training = checkpoint.run, checkpoint.training
     if last and "schedule" not in (training or {}):
         raise ValueError(f"{last} holds no training state: resume from a last.pt")
     checkpoint.training = None
@@ -320,8 +319,7 @@ def build_run(
     if world.size > len(train):
         raise ValueError(f"{world.size} processes for {len(train)} utterances: start fewer")
     recipe = recipe_of(options.model, options.target, options)
-    lengths = [padded_seconds(utterance, frontend) for utterance in train]
-    sampler = BatchSampler(lengths, recipe.batch_seconds, seed=options.seed)
+    sampler = batch_sampler(train, checkpoint.frontend, recipe.batch_seconds, options.seed)
     steps_per_epoch = math.ceil(sampler.count_batches(1) / options.grad_accum)
     about["steps"] = options.steps or math.ceil(recipe.epochs * steps_per_epoch)
     at = (training["schedule"]["stage"], training["step"]) if training else (0, 0)
@@ -358,8 +356,7 @@ def initial_checkpoint(options: TrainOptions, corpus: Corpus) -> Checkpoint:
     preset = PRESETS[options.model]
     checkpoint, source = load_initial(options.model, options.init)
     if checkpoint.frontend["kind"] == "log_mel":
-        longest = corpus.longest_seconds()
-        checkpoint.frontend["audio_ctx"] = context_seconds(options.audio_ctx, longest)
+        checkpoint.frontend["audio_ctx"] = corpus.audio_context(options.audio_ctx)
     texts = [target_text(each, options.target, options.phones) for each in corpus.train]
     symbols = PHONE_SETS[options.phones]
     new_head = fit_target(checkpoint, options.target, texts, symbols, options.subword_vocab)
@@ -410,6 +407,8 @@ def check_options(options: TrainOptions) -> Corpus:
         problems.append(str(error))
     if problems:
         raise ValueError("; and ".join(problems))
+    if PRESETS[options.model].family == "whisper":
+        corpus.audio_context(options.audio_ctx)
     return corpus
 
 

@@ -31,7 +31,7 @@ from benchmarks.training import (
     timit_like_seconds,
 )
 from data.inputs import model_input, resolve_data
-from data.log_mel import FULL_CONTEXT_SECONDS
+from data.log_mel import FULL_CONTEXT_SECONDS, OWN_CONTEXT
 from data.metrics import error_rate
 from data.targets import hypothesis_tokens, reference_tokens
 from data.timit import Utterance, load_timit
@@ -321,8 +321,8 @@ def short_item(settings: Settings) -> list[Report]:
     context = checkpoint.frontend.get("audio_ctx")
     if not isinstance(checkpoint.model, Whisper) or checkpoint.tokenizer is None:
         raise ValueError(f"{settings.ckpt} is no fine-tuned whisper: give another --ckpt")
-    if context is None:
-        raise Skipped(f"{settings.ckpt} has the full context: give one trained with --audio-ctx")
+    if context in (None, OWN_CONTEXT):
+        raise Skipped(f"{settings.ckpt} has no context of so many seconds: train with --audio-ctx")
     utterances = [u for u in corpus_utterances(settings) if u.seconds <= context]
     report = Report(
         f"greedy, fine-tuned, {len(utterances)} utterances in batches of {OUR_BATCH} (ours) and "

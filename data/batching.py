@@ -15,6 +15,11 @@ class BatchSampler:
     batch of its own. With ``shuffle`` each epoch blurs the lengths by up to 3 % before sorting and
     shuffles the batches; without, every epoch is the same, shortest utterances first.
 
+    With ``same_length`` no batch holds two lengths, so none has padding: the utterances of a length
+    are split as evenly as the budget allows. The budget keeps the amount of audio, and so of target
+    tokens, alike from batch to batch, the number of utterances not; a length that few utterances
+    have makes a small batch.
+
     Each epoch holds each index exactly once, and its order depends on nothing but the lengths, the
     budget, the seed and the epoch's number.
 
@@ -29,6 +34,7 @@ class BatchSampler:
         batch_seconds: float,
         seed: int = 0,
         shuffle: bool = True,
+        same_length: bool = False,
     ) -> None:
         """Raise ValueError unless there are lengths, and they and the budget are positive."""
         self.lengths = np.asarray(lengths_seconds, dtype=np.float64)
@@ -44,6 +50,7 @@ class BatchSampler:
         self.batch_seconds = batch_seconds
         self.seed = seed
         self.shuffle = shuffle
+        self.same_length = same_length
         self.epoch = 0
         self.position = 0
         self._batches = self.epoch_batches(0)
@@ -54,16 +61,32 @@ class BatchSampler:
         ranking = self.lengths
         if self.shuffle:
             ranking = ranking * (1 + LENGTH_JITTER * generator.random(len(ranking)))
+        cut = self._split_each_length if self.same_length else self._cut_by_budget
+        batches = cut(np.argsort(ranking, kind="stable"))
+        if self.shuffle:
+            batches = [batches[i] for i in generator.permutation(len(batches))]
+        return batches
+
+    def _cut_by_budget(self, order: np.ndarray) -> list[list[int]]:
+        """Begin a new batch whenever the present one has no room."""
         batches: list[list[int]] = []
         longest = 0.0
-        for index in np.argsort(ranking, kind="stable").tolist():
+        for index in order.tolist():
             longest = max(longest, self.lengths[index])
             if not batches or (len(batches[-1]) + 1) * longest > self.batch_seconds:
                 batches.append([])
                 longest = self.lengths[index]
             batches[-1].append(index)
-        if self.shuffle:
-            batches = [batches[i] for i in generator.permutation(len(batches))]
+        return batches
+
+    def _split_each_length(self, order: np.ndarray) -> list[list[int]]:
+        """Split the utterances of each length, in the given order, into batches of equal size."""
+        batches: list[list[int]] = []
+        for length in np.unique(self.lengths):
+            same = order[self.lengths[order] == length]
+            most = max(1, int(self.batch_seconds // length))
+            parts = np.array_split(same, -(-len(same) // most))
+            batches.extend(part.tolist() for part in parts)
         return batches
 
     def next_batch(self) -> list[int]:

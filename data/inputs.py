@@ -17,7 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.audio import SAMPLE_RATE, normalize_waveform, read_audio
-from data.log_mel import FULL_CONTEXT_SECONDS, log_mel
+from data.batching import BatchSampler
+from data.log_mel import (
+    FULL_CONTEXT_SECONDS,
+    OWN_CONTEXT,
+    AudioContext,
+    context_of,
+    log_mel,
+    longest_seconds,
+)
 from data.options import option
 from data.phones import PHONE_SETS
 from data.run_folder import write_json
@@ -25,7 +33,7 @@ from data.synthetic import ensure_demo_corpus
 from data.timit import Utterance
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
-FORMAT = 1  # raise it when the same utterance and frontend would give other numbers
+FORMAT = 2  # raise it when the same utterance and frontend would give another file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,9 @@ class DataOptions:
     phones: int = option("phone set to train on; scores are on 39", 39, choices=tuple(PHONE_SETS))
     subword_vocab: int = option("vocabulary size of --target subword", 300, positive=True)
     audio_ctx: str = option(
-        "whisper's context: full (30 s), auto (the corpus' longest utterance), or seconds", "auto"
+        "what whisper's audio is padded to: own (each utterance's own length, rounded up to a "
+        "second), auto (the corpus' longest utterance), full (30 s), or seconds",
+        "auto",
     )
     precompute: bool = option(
         "compute what a frozen feature encoder gives once, instead of in every step", True
@@ -70,20 +80,49 @@ def model_input(utterance: Utterance, frontend: dict[str, Any]) -> Tensor:
     waveform = read_audio(utterance.path)
     if frontend["kind"] == "waveform":
         return normalize_waveform(waveform) if frontend["normalize"] else waveform
-    seconds = frontend["audio_ctx"] or FULL_CONTEXT_SECONDS
-    if len(waveform) > round(seconds * SAMPLE_RATE):
-        raise ValueError(
-            f"{utterance.path}: {len(waveform) / SAMPLE_RATE:.2f} s is longer than the model's "
-            f"context of {seconds:g} s: leave it out, or fine-tune with a longer --audio-ctx"
-        )
+    check_context([utterance], frontend["audio_ctx"])
+    seconds = context_of(utterance.num_samples, frontend["audio_ctx"])
     return log_mel(waveform, num_mels=frontend["num_mels"], seconds=seconds)
 
 
-def padded_seconds(utterance: Utterance, frontend: dict[str, Any]) -> float:
-    """Return the seconds that an utterance fills in a batch before padding to its mates."""
-    if frontend["kind"] == "log_mel":
-        return float(frontend["audio_ctx"] or FULL_CONTEXT_SECONDS)
-    return utterance.seconds
+def check_context(utterances: Sequence[Utterance], audio_ctx: AudioContext) -> None:
+    """Check that a model's audio context holds all of some utterances.
+
+    Raises:
+        ValueError: If it does not; names the longest.
+    """
+    limit = longest_seconds(audio_ctx)
+    too_long = [u for u in utterances if u.num_samples > round(limit * SAMPLE_RATE)]
+    if not too_long:
+        return
+    longest = max(too_long, key=lambda utterance: utterance.num_samples)
+    remedy = "take such recordings out of the corpus, or cut them"
+    if longest.seconds <= FULL_CONTEXT_SECONDS:
+        remedy = f"train with --audio-ctx own, or {math.ceil(longest.seconds)} seconds at least"
+    others = f", and so are {len(too_long) - 1} others" if len(too_long) > 1 else ""
+    raise ValueError(
+        f"{longest.utt_id} ({longest.path}) lasts {longest.seconds:.2f} s and is longer than the "
+        f"model's audio context of {limit:g} s{others}: {remedy}"
+    )
+
+
+def batch_sampler(
+    utterances: Sequence[Utterance],
+    frontend: dict[str, Any],
+    batch_seconds: float,
+    seed: int = 0,
+    shuffle: bool = True,
+) -> BatchSampler:
+    """Return a sampler of utterances with the lengths that a frontend pads them to.
+
+    Where each log-mel has its utterance's own length, a batch holds one length.
+    """
+    if frontend["kind"] == "waveform":
+        lengths = [utterance.seconds for utterance in utterances]
+        return BatchSampler(lengths, batch_seconds, seed, shuffle)
+    audio_ctx = frontend["audio_ctx"]
+    lengths = [context_of(utterance.num_samples, audio_ctx) for utterance in utterances]
+    return BatchSampler(lengths, batch_seconds, seed, shuffle, audio_ctx == OWN_CONTEXT)
 
 
 class LazyInputs(Sequence[Tensor]):
@@ -130,7 +169,7 @@ def load_inputs(
 
     Args:
         utterances: What to load.
-        compute: Returns the input of one utterance: 1 or 2 dimensions, the last always the same.
+        compute: Returns the input of one utterance, always of the same dtype.
         about: What else the inputs depend on: frontend, weights. JSON can hold it.
         device: Where inputs are wanted.
         spill: Folder for inputs that do not fit.
@@ -205,7 +244,8 @@ def _read_cache(index: Path, data: Path) -> tuple[list[Tensor] | None, str]:
     try:
         entry = json.loads(index.read_text(encoding="utf-8"))
         dtype = getattr(torch, entry["dtype"])
-        numel = sum(entry["lengths"]) * entry["width"]
+        sizes = [math.prod(shape) for shape in entry["shapes"]]
+        numel = sum(sizes)
         if data.stat().st_size != numel * dtype.itemsize:
             return None, f"the cache {data} is cut short"
         flat = torch.from_file(str(data), shared=False, size=numel, dtype=dtype)
@@ -213,13 +253,13 @@ def _read_cache(index: Path, data: Path) -> tuple[list[Tensor] | None, str]:
         return None, f"the cache {data} is broken ({type(error).__name__})"
     if zlib.crc32(flat.view(torch.uint8).numpy().data) != entry["crc32"]:
         return None, f"the cache {data} has another checksum than when it was written"
-    rows = flat.view(-1, entry["width"]) if entry["two_dimensional"] else flat
-    return list(rows.split(entry["lengths"])), ""
+    pairs = zip(flat.split(sizes), entry["shapes"], strict=True)
+    return [part.view(shape) for part, shape in pairs], ""
 
 
 def _write_cache(index: Path, data: Path, inputs: Iterable[Tensor]) -> None:
     """Write the data, then the index: without the second the first is not a cache."""
-    crc, lengths, last = 0, [], torch.empty(0)
+    crc, shapes, last = 0, [], torch.empty(0)
     temporary = data.with_name(f".{data.name}.{os.getpid()}.tmp")
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +267,7 @@ def _write_cache(index: Path, data: Path, inputs: Iterable[Tensor]) -> None:
             for last in inputs:
                 content = last.cpu().contiguous().view(torch.uint8).numpy().data
                 crc = zlib.crc32(content, crc)
-                lengths.append(len(last))
+                shapes.append(list(last.shape))
                 file.write(content)
         os.replace(temporary, data)
     except OSError as error:
@@ -239,9 +279,7 @@ def _write_cache(index: Path, data: Path, inputs: Iterable[Tensor]) -> None:
             temporary.unlink(missing_ok=True)
     entry = {
         "dtype": str(last.dtype).removeprefix("torch."),
-        "two_dimensional": last.dim() == 2,
-        "width": last.shape[1] if last.dim() == 2 else 1,
-        "lengths": lengths,
+        "shapes": shapes,
         "crc32": crc,
     }
     write_json(index, entry)

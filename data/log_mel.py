@@ -15,36 +15,58 @@ SAMPLE_RATE = 16_000  # Hz
 HOP = 160  # samples: 10 ms, so 100 frames a second
 FULL_CONTEXT_SECONDS = 30.0  # what Whisper was trained on
 FRAME_SECONDS = 0.02  # one encoder frame: two hops
+OWN_CONTEXT = "own"  # each utterance's own length, rounded up to a second
 _WINDOW = 400  # samples: 25 ms
 _MAX_HZ = 8_000.0
 
 
-def context_seconds(audio_ctx: str, longest_seconds: float) -> float | None:
-    """Return the context that a run's audio is padded to.
+AudioContext = float | str | None
+"""What the audio of a model is padded to: seconds, ``OWN_CONTEXT``, or None for the full 30 s."""
+
+
+def read_context(audio_ctx: str, longest_seconds: float) -> AudioContext:
+    """Return the context that a run's option asks for.
 
     Args:
-        audio_ctx: "full", "auto" (what the longest utterance needs, rounded up to a second), or
-            seconds.
+        audio_ctx: "own" (each utterance's own length, rounded up to a second), "full", "auto"
+            (what the longest utterance needs, rounded up to a second), or seconds.
         longest_seconds: Length of the corpus' longest utterance.
 
     Returns:
-        Seconds, a whole number of encoder frames; None is the full 30.
+        What a checkpoint records. Seconds are a whole number of encoder frames and at most 30,
+        however long the longest utterance is.
 
     Raises:
         ValueError: If ``audio_ctx`` is neither a name nor seconds up to 30.
     """
+    if audio_ctx == OWN_CONTEXT:
+        return OWN_CONTEXT
     if audio_ctx == "full":
         return None
+    if audio_ctx == "auto":
+        return min(float(math.ceil(longest_seconds)), FULL_CONTEXT_SECONDS)
     try:
-        seconds = float(math.ceil(longest_seconds)) if audio_ctx == "auto" else float(audio_ctx)
+        seconds = float(audio_ctx)
     except ValueError:
         seconds = math.nan
     if not FRAME_SECONDS <= seconds <= FULL_CONTEXT_SECONDS:
         raise ValueError(
-            f"an audio context of {audio_ctx} (longest utterance {longest_seconds:.2f} s) can't be "
-            f"had: give full, auto, or seconds up to {FULL_CONTEXT_SECONDS:g}"
+            f"an audio context of {audio_ctx} can't be had: give own, auto, full, or seconds up to "
+            f"{FULL_CONTEXT_SECONDS:g}"
         )
     return round(seconds / FRAME_SECONDS) * FRAME_SECONDS
+
+
+def longest_seconds(audio_ctx: AudioContext) -> float:
+    """Return the length of the longest utterance that fits a context."""
+    return FULL_CONTEXT_SECONDS if audio_ctx in (None, OWN_CONTEXT) else float(audio_ctx)
+
+
+def context_of(num_samples: int, audio_ctx: AudioContext) -> float:
+    """Return the seconds that an utterance of so many samples is padded to."""
+    if audio_ctx == OWN_CONTEXT:
+        return float(-(-num_samples // SAMPLE_RATE))
+    return longest_seconds(audio_ctx)
 
 
 def log_mel(waveform: Any, num_mels: int = 80, seconds: float | None = 30.0) -> Tensor:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from data.inputs import check_context
+from data.log_mel import AudioContext, read_context
 from data.timit import Utterance, check_counts, load_timit
 
 _FORM = "give sex=f, dialect=1+2, minutes=10, or several joined by commas"
@@ -28,9 +30,16 @@ class Corpus:
     dev: list[Utterance]
     longest: Utterance
 
-    def longest_seconds(self) -> float:
-        """Return the length of the longest utterance, those of TEST included."""
-        return max(u.seconds for u in [self.longest, *load_timit(self.root, "full-test")])
+    def audio_context(self, audio_ctx: str) -> AudioContext:
+        """Return what the option ``audio_ctx`` makes of this corpus; TEST counts too.
+
+        Raises:
+            ValueError: As `read_context`, or if an utterance of train, dev or test does not fit.
+        """
+        longest = max(u.seconds for u in [self.longest, *load_timit(self.root, "full-test")])
+        context = read_context(audio_ctx, longest)
+        check_context([*self.train, *self.dev, *load_timit(self.root, "test")], context)
+        return context
 
 
 def load_corpus(root: str, subset: str | None) -> Corpus:

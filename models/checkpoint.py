@@ -44,7 +44,8 @@ class Checkpoint:
         tokenizer: Maps text to the model's ids; None where the weights came without one.
         masks: Prune masks by native parameter name, bool, True = kept; {} for a dense model.
         frontend: ``{"kind": "waveform", "normalize": bool}`` or
-            ``{"kind": "log_mel", "num_mels": int, "audio_ctx": seconds or None for 30 s}``.
+            ``{"kind": "log_mel", "num_mels": int, "audio_ctx": seconds, "own" for each utterance's
+            own length rounded up to a second, or None for 30 s}``.
         decoding: ``blank_id`` (CTC), or ``start_ids``, ``eos_id``, ``suppress_ids``,
             ``begin_suppress_ids`` and ``max_tokens``.
         run: Free metadata, plain values only.

@@ -94,7 +94,7 @@ def test_utterance_longer_than_the_context_is_refused(
     content["frontend"]["audio_ctx"] = 0.5
     torch.save(content, tmp_path / "short.pt")
     assert evaluation.main(["--ckpt", str(tmp_path / "short.pt")]) == 2
-    assert "longer than the model's context" in capsys.readouterr().err
+    assert "longer than the model's audio context of 0.5 s" in capsys.readouterr().err
 
 
 def test_protocol_is_one_line_with_its_rules(

@@ -12,6 +12,11 @@ from typing import NoReturn
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.convert import load_weights, to_hf
 
+_OWN_CONTEXT_IN_HF = (
+    "; trained on each utterance's own length, where transformers pads all audio to "
+    "{seconds:g} s, so its output there has to be scored anew"
+)
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -58,9 +63,12 @@ def _summary(target_format: str, target: Path, checkpoint: Checkpoint) -> str:
     tokenizer = checkpoint.tokenizer
     tokens = f"{tokenizer.vocab_size} {tokenizer.kind} tokens" if tokenizer else "no tokenizer"
     head = ", new CTC head" if checkpoint.run.get("head") == "new" else ""
+    context = ""
+    if target_format == "hf" and checkpoint.frontend.get("audio_ctx") == "own":
+        context = _OWN_CONTEXT_IN_HF.format(seconds=checkpoint.config.audio_positions / 50)
     return (
         f"wrote {target} ({target_format}): {checkpoint.model.family}, "
-        f"{num_parameters:,} parameters, {tokens}{head}"
+        f"{num_parameters:,} parameters, {tokens}{head}{context}"
     )
 
 

@@ -110,13 +110,16 @@ def _read_seq2seq(folder: Path, model: SpeechModel, config: Mapping[str, Any]) -
         start_ids = list(tokenizer.start_ids)
     positions, most_tokens = model.config.audio_positions, model.config.text_positions
     eos_id = settings.get("eos_token_id", 50256)
+    audio_ctx: float | str | None = None if positions == 1500 else positions / 50  # 20 ms each
+    if read_json(folder / "preprocessor_config.json", needed=False).get("audio_ctx") == "own":
+        audio_ctx = "own"  # written by us, of a model that was trained like that
     return Checkpoint(
         model=model,
         tokenizer=tokenizer,
         frontend={
             "kind": "log_mel",
             "num_mels": model.config.num_mels,
-            "audio_ctx": None if positions == 1500 else positions / 50,  # 20 ms a position
+            "audio_ctx": audio_ctx,
         },
         decoding={
             "start_ids": start_ids,

@@ -38,7 +38,9 @@ def to_hf(
 
     Weights are written in float32; pruned ones are plain zeros. A whisper trained on a shorter
     audio context is written with that context, rounded up to whole seconds, for Hugging Face's
-    has to be as long as its features. The folder is filled beside its place and then renamed.
+    has to be as long as its features; one trained on each utterance's own length, for which there
+    is nothing like it there, with all of its positions. The folder is filled beside its place and
+    then renamed.
 
     Args:
         model: A ``Wav2Vec2`` or ``Whisper``.
@@ -65,11 +67,14 @@ def to_hf(
     files: Files = {"config.json": hf_config(model, decoding)}
     if isinstance(model, Whisper):
         positions = model.config.audio_positions  # 20 ms each
-        seconds = math.ceil(frontend.get("audio_ctx") or positions / 50)
+        audio_ctx: Any = frontend.get("audio_ctx")
+        seconds = math.ceil(positions / 50 if audio_ctx in (None, "own") else audio_ctx)
         positions = files["config.json"]["max_source_positions"] = min(50 * seconds, positions)
         name = "model.encoder.embed_positions.weight"
         tensors[name] = tensors[name][:positions].clone()
         files["preprocessor_config.json"] = _log_mel_config(model, seconds)
+        if audio_ctx == "own":  # for the way back; transformers takes no notice of it
+            files["preprocessor_config.json"]["audio_ctx"] = audio_ctx
         if decoding:
             files["generation_config.json"] = _generation_config(tokenizer, decoding)
         files |= _seq2seq_tokenizer_files(tokenizer) if tokenizer else {}
