@@ -56,11 +56,11 @@ from models.device import (
     resolve_precision,
     set_random_state,
 )
-from models.initial import fit_target, set_masking
+from models.draw import Draw
+from models.initial import fit_target, set_regularisation
 from models.training.optim import Optimizer, build_optimizer
 from models.training.recipes import FitOptions, recipe_of
 from models.training.tasks import Task, build_task
-from models.wav2vec2.masking import Draw
 from pruning.interface import PruneOptions, Reprune, Schedule, Snapshot, restore_weights
 from pruning.mask_file import load_masks_for, save_masks, weights_hash
 from pruning.schedules import SCHEDULES, build_schedule
@@ -311,14 +311,15 @@ def build_run(
     if about["freeze"] == "feature_encoder":
         model.feature_encoder.requires_grad_(False)
     precision = resolve_precision(options.precision, device)
-    task = build_task(model, checkpoint.decoding, precision, options.fast)
+    recipe = recipe_of(options.model, options.target, options)
+    drawn = (recipe.spec_augment, recipe.label_smoothing)
+    task = build_task(model, checkpoint.decoding, precision, options.fast, *drawn)
     assert checkpoint.tokenizer is not None
     texts = [target_text(utterance, options.target, options.phones) for utterance in train]
     encoded = [checkpoint.tokenizer.encode(text) for text in texts]
     train, targets = keep_usable(train, encoded, task.why_unusable)
     if world.size > len(train):
         raise ValueError(f"{world.size} processes for {len(train)} utterances: start fewer")
-    recipe = recipe_of(options.model, options.target, options)
     sampler = batch_sampler(train, checkpoint.frontend, recipe.batch_seconds, options.seed)
     steps_per_epoch = math.ceil(sampler.count_batches(1) / options.grad_accum)
     about["steps"] = options.steps or math.ceil(recipe.epochs * steps_per_epoch)
@@ -360,7 +361,7 @@ def initial_checkpoint(options: TrainOptions, corpus: Corpus) -> Checkpoint:
     texts = [target_text(each, options.target, options.phones) for each in corpus.train]
     symbols = PHONE_SETS[options.phones]
     new_head = fit_target(checkpoint, options.target, texts, symbols, options.subword_vocab)
-    set_masking(checkpoint.model, options.mask_time, options.mask_channel)
+    set_regularisation(checkpoint, recipe_of(options.model, options.target, options))
     method = method_of(options)
     pretrained_cnn = preset.family == "wav2vec2" and source != "random"
     checkpoint.masks, checkpoint.training = {}, None

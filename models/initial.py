@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import PRESETS, SpeechModel, build_model
+from models import PRESETS, build_from_config, build_model
 from models.checkpoint import Checkpoint
 from models.tokenizers import Tokenizer
 from models.tokenizers.subword import SubwordTokenizer
 from models.tokenizers.symbols import SymbolTokenizer
+from models.training.recipes import Recipe
 from models.wav2vec2 import Wav2Vec2
 from models.whisper import Whisper
 
@@ -141,24 +142,21 @@ def set_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, max_tokens: int
     return [name for name in HEADS if is_new and name in model.state_dict()]
 
 
-def set_masking(model: SpeechModel, time: float | None, channel: float | None) -> None:
-    """Set the shares of frames and channels that wav2vec2 masks in training, where given.
+def set_regularisation(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Make a recipe's dropout and training masks those of the model, in place, where it has any.
 
-    Raises:
-        ValueError: If a share is out of range or the model masks nothing.
+    Whisper's masks are not here: they lie on its inputs, so ``models.tasks`` draws them.
     """
-    if time is None and channel is None:
-        return
-    if not isinstance(model, Wav2Vec2):
-        raise ValueError(
-            f"{model.family} masks nothing in training: leave out --mask-time and --mask-channel"
-        )
-    config = model.config
-    model.config = dataclasses.replace(
-        config,
-        mask_time_prob=config.mask_time_prob if time is None else time,
-        mask_channel_prob=config.mask_channel_prob if channel is None else channel,
-    )
+    config: dict[str, Any] = dataclasses.asdict(checkpoint.config)
+    if recipe.dropout is not None:
+        config |= {name: recipe.dropout for name in config if name.endswith("dropout")}
+    for name, share in (("time", recipe.mask_time), ("channel", recipe.mask_channel)):
+        if share is not None and f"mask_{name}_prob" in config:
+            config[f"mask_{name}_prob"] = share
+    with torch.random.fork_rng(devices=[]):
+        model = build_from_config(checkpoint.model.family, config)
+    model.load_state_dict(checkpoint.model.state_dict())
+    checkpoint.model = model
 
 
 def _new_embedding(model: Whisper, old: Tokenizer | None, new: Tokenizer) -> Tensor:

@@ -16,8 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.cuda_graphs import GraphedLogits
 from models.device import send
+from models.draw import Draw
 from models.wav2vec2 import Wav2Vec2
-from models.wav2vec2.masking import Draw, TrainingMasks, draw_masks
+from models.wav2vec2.masking import TrainingMasks, draw_masks
 from models.whisper import Whisper
 
 ROWS, FRAMES, TOKENS = 2, 16, 8  # batches are padded to multiples of these

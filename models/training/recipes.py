@@ -5,11 +5,12 @@ from typing import Any
 
 from models import PRESETS
 from models.training.tasks import PRECISIONS
+from models.whisper.spec_augment import SpecAugment
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Peak learning rates and amounts of data.
+    """Peak learning rates, amounts of data, and what keeps a model from learning it by heart.
 
     Attributes:
         lr: Peak learning rate.
@@ -17,6 +18,10 @@ class Recipe:
         batch_seconds: Audio in a batch, padding included.
         epochs: Passes over the training set.
         hold: Share of the steps at the peak rate.
+        mask_time: Share of frames hidden in training; None is what the preset has, whisper's 0.
+        mask_channel: The same of wav2vec2's channels, or whisper's mels.
+        dropout: Probability of every dropout; None is what the preset has.
+        label_smoothing: Of a sequence-to-sequence loss.
     """
 
     lr: float
@@ -24,6 +29,15 @@ class Recipe:
     batch_seconds: float
     epochs: float
     hold: float
+    mask_time: float | None = None
+    mask_channel: float | None = None
+    dropout: float | None = None
+    label_smoothing: float = 0.0
+
+    @property
+    def spec_augment(self) -> SpecAugment:
+        """What whisper's training hides of a log-mel."""
+        return SpecAugment(self.mask_time or 0.0, self.mask_channel or 0.0)
 
 
 # By model, else by family and target, else by family. wav2vec2: the rate and the phases of the
@@ -66,8 +80,22 @@ class FitOptions:
     grad_accum: int = _option("batches summed into one optimizer step", 1, positive=True)
     clip: float = _option("largest gradient norm", 1.0, positive=True)
     weight_decay: float = _option("AdamW's weight decay", 0.0)
-    mask_time: float | None = _option("wav2vec2: share of frames masked in training", None)
-    mask_channel: float | None = _option("wav2vec2: share of channels masked in training", None)
+    mask_time: float | None = _option(
+        "share of frames hidden in training where masks do not overlap; whisper: by SpecAugment, "
+        "two masks each up to this share wide; without it what the preset has, whisper's 0",
+        None,
+    )
+    mask_channel: float | None = _option(
+        "the same of wav2vec2's channels, or of whisper's mels", None
+    )
+    dropout: float | None = _option(
+        "probability of every dropout in the model; without it what the preset has", None
+    )
+    label_smoothing: float | None = _option(
+        "whisper: share of each target token that the loss spreads over all tokens; "
+        f"{defaults_of('label_smoothing')}",
+        None,
+    )
     freeze: str | None = _option(
         "parameters that stay as they are; without it the feature encoder of pre-trained wav2vec2",
         None,
@@ -101,4 +129,20 @@ def recipe_of(model_name: str, target: str, options: FitOptions) -> Recipe:
     recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     if min(options.warmup, recipe.hold) < 0 or options.warmup + recipe.hold >= 1:
         raise ValueError("--warmup and --hold are shares of the run: together less than 1")
+    _check_regularisation(recipe, family)
     return recipe
+
+
+def _check_regularisation(recipe: Recipe, family: str) -> None:
+    """Raise ValueError where a share is out of range or not for the model's family."""
+    for name in ("mask_time", "mask_channel", "dropout", "label_smoothing"):
+        share = getattr(recipe, name) or 0.0
+        highest = "1" if name.startswith("mask") else "less than 1"
+        if not 0 <= share <= 1 or (share == 1 and highest != "1"):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} is {share:g}: give a share from 0 to {highest}")
+    if recipe.label_smoothing and family == "wav2vec2":
+        raise ValueError(
+            "--label-smoothing is not for wav2vec2, whose CTC loss has no one label a frame to "
+            "smooth: leave it out"
+        )

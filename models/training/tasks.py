@@ -15,13 +15,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.ctc import beam_decode, greedy_decode
 from models.device import send
+from models.draw import Draw
 from models.dropout import set_fast_dropout
 from models.training.graphed_models import GraphedWav2Vec2, GraphedWhisper
 from models.wav2vec2 import Wav2Vec2
-from models.wav2vec2.masking import Draw
 from models.whisper import Whisper
 from models.whisper.decoding import DecodingOptions, decode
 from models.whisper.graphed_decoding import GreedyGraphs
+from models.whisper.spec_augment import SpecAugment
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -173,6 +174,9 @@ class Seq2SeqTask(_PrecisionMixin):
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
         fast: Whether dropout is fast and, on CUDA, training and greedy decoding replay graphs, or,
             on a CPU, greedy decoding attends to the audio unprojected.
+        spec_augment: What is hidden of each log-mel in training; None hides nothing.
+        label_smoothing: Share of each target token that training spreads evenly over all tokens
+            (Szegedy et al. 2015, arXiv:1512.00567, section 7).
     """
 
     def __init__(
@@ -181,9 +185,13 @@ class Seq2SeqTask(_PrecisionMixin):
         decoding: dict[str, Any],
         precision: str = "fp32",
         fast: bool = True,
+        spec_augment: SpecAugment | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         set_fast_dropout(model, fast)
         self.model = model
+        self.spec_augment = spec_augment
+        self.label_smoothing = label_smoothing
         self.options = DecodingOptions(
             start_ids=tuple(decoding["start_ids"]),
             eos_id=decoding["eos_id"],
@@ -203,14 +211,20 @@ class Seq2SeqTask(_PrecisionMixin):
         targets: Sequence[Sequence[int]],
         draw: Draw | None = None,
     ) -> Tensor:
-        """Return the cross-entropy summed over target tokens and the end of each sequence."""
+        """Return the cross-entropy summed over target tokens and the end of each sequence.
+
+        In training it is that of smoothed labels and log-mels with something hidden.
+        """
         start, ignored = list(self.options.start_ids), -100
         sequences = [torch.tensor([*start, *t, self.options.eos_id]) for t in targets]
         ids = pad_sequence(sequences, batch_first=True, padding_value=ignored)  # (B, L + 1)
         labels = send(ids[:, len(start) :], self._device)
         decoder_ids = send(ids[:, :-1].clamp(min=0), self._device)  # any id pads: labels ignore it
         log_mel = send(torch.stack(list(inputs)), self._device)
-        graphed = self._graphed if self.model.training else None
+        trains = self.model.training
+        if trains and self.spec_augment:
+            log_mel = self.spec_augment(log_mel, draw)
+        graphed = self._graphed if trains else None
         with self._autocast():
             logits = (graphed or self.model.logits)(log_mel, decoder_ids)
         return F.cross_entropy(
@@ -218,6 +232,7 @@ class Seq2SeqTask(_PrecisionMixin):
             labels.flatten(),
             ignore_index=ignored,
             reduction="sum",
+            label_smoothing=self.label_smoothing if trains else 0.0,
         )
 
     @torch.inference_mode()
@@ -245,7 +260,12 @@ def _has_graphs(model: nn.Module) -> bool:
 
 
 def build_task(
-    model: nn.Module, decoding: dict[str, Any], precision: str = "fp32", fast: bool = True
+    model: nn.Module,
+    decoding: dict[str, Any],
+    precision: str = "fp32",
+    fast: bool = True,
+    spec_augment: SpecAugment | None = None,
+    label_smoothing: float = 0.0,
 ) -> Task:
     """Build the task of ``model``.
 
@@ -254,6 +274,8 @@ def build_task(
         decoding: The checkpoint's decoding settings.
         precision: "fp32", "bf16" or "fp16".
         fast: Whether to take the fast paths; the plain ones give the same numbers.
+        spec_augment: What training hides of whisper's log-mels; wav2vec2's config has its own.
+        label_smoothing: Of a sequence-to-sequence loss.
 
     Raises:
         ValueError: If ``precision`` is unknown, or fp16 is asked for on the CPU.
@@ -265,4 +287,4 @@ def build_task(
     if isinstance(model, Wav2Vec2):
         return CTCTask(model, decoding["blank_id"], precision, fast)
     assert isinstance(model, Whisper)
-    return Seq2SeqTask(model, decoding, precision, fast)
+    return Seq2SeqTask(model, decoding, precision, fast, spec_augment, label_smoothing)

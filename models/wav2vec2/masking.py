@@ -3,33 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from models.device import send
+from models.draw import Draw
 from models.wav2vec2.config import Wav2Vec2Config
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Where the random numbers of a batch come from.
-
-    What an utterance is hidden of depends on the seed and its row alone, so processes that share a
-    batch, or a batch in parts, draw what one would.
-
-    Attributes:
-        seed: Of the whole batch.
-        rows: Row of each utterance in the whole batch.
-    """
-
-    seed: int
-    rows: Sequence[int]
-
-    def generator(self, *stream: int) -> torch.Generator:
-        """Return a new generator for a stream of the batch."""
-        mixed = np.random.SeedSequence((self.seed, *stream)).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(mixed[0]))
 
 
 @dataclass(frozen=True)
@@ -75,7 +54,7 @@ def draw_masks(
     """
     if not (config.mask_time_prob or config.mask_channel_prob or config.layer_drop):
         return TrainingMasks(None, None, ())
-    draw = draw or Draw(int(torch.randint(1 << 62, ())), range(len(lengths)))
+    draw = draw or Draw.anew(len(lengths))
     generators = [draw.generator(1, row) for row in draw.rows]
     frames = channels = None
     if config.mask_time_prob:

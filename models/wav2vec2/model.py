@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from models.attention import FeedForward, MultiHeadAttention
 from models.device import send
+from models.draw import Draw
 from models.dropout import Dropout
 from models.packing import Packing
 from models.wav2vec2.config import Wav2Vec2Config
 from models.wav2vec2.convs import FeatureEncoder, PositionalConv
-from models.wav2vec2.masking import Draw, TrainingMasks, draw_masks, hide
+from models.wav2vec2.masking import TrainingMasks, draw_masks, hide
 
 PRUNE_SCOPES = {
     "encoder": r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|ffn\.fc[12])\.(weight|bias)"
