@@ -196,9 +196,10 @@ def optimizer_step(run: Run) -> tuple[Tensor, Tensor]:
     batches = [run.sampler.next_batch() for _ in range(run.options.grad_accum)]
     num_tokens = sum(max(1, len(run.targets[i])) for batch in batches for i in batch)
     loss = torch.zeros((), device=next(iter(run.params.values())).device)
-    for number, batch in enumerate(batches):
-        if rows := run.world.share(range(len(batch))):
-            loss = loss + add_gradients(run, number, batch, rows, num_tokens)
+    with run.schedule.forward_weights(run.params, run.step + 1):
+        for number, batch in enumerate(batches):
+            if rows := run.world.share(range(len(batch))):
+                loss = loss + add_gradients(run, number, batch, rows, num_tokens)
     run.world.sum_gradients(run.optimizer.gradients())
     loss = run.world.sum(loss)
     return loss, run.optimizer.step(run.step, loss)

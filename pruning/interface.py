@@ -5,7 +5,9 @@ The loop in train.py knows just this:
     for stage, name in enumerate(schedule.stages):
         schedule.start(params, num_steps, stage, ...)   # initial weights in place: prune them
         for step in 1, 2, ..., num_steps:
-            ...                                         # forward, backward, optimizer step
+            with schedule.forward_weights(params, step):
+                ...                                     # forward and backward of every batch
+            ...                                         # optimizer step
             schedule.after_step(params, step)
             with schedule.pruned(params):               # score or save: the model as reported
                 ...
@@ -246,6 +248,21 @@ class Schedule:
         return None
 
     @contextmanager
+    def forward_weights(self, params: Params, step: int) -> Iterator[None]:
+        """Make ``params`` what the gradient of optimizer step number ``step`` is taken at.
+
+        Entered once a step, before the first of its batches, and left after the last one, before
+        the gradients are summed over processes and the optimizer moves the weights. What is changed
+        is changed in place, as captured graphs ask for, and undone at the end. By itself this does
+        nothing, so that a method whose weights are those of the forward pass pays nothing.
+
+        Args:
+            params: In-scope parameters.
+            step: Number of the step under way, from 1.
+        """
+        yield
+
+    @contextmanager
     def pruned(self, params: Params) -> Iterator[Snapshot]:
         """Make ``params`` the model that would be reported now; undo it at the end."""
         yield Snapshot(self.masks, adjusted={})
@@ -271,5 +288,5 @@ class Schedule:
 @torch.no_grad()
 def restore_weights(params: Params, weights: Params) -> None:
     """Copy ``weights`` into the parameters of the same names, in place."""
-    for name, weight in weights.items():
-        params[name].copy_(weight)
+    if weights:
+        torch._foreach_copy_([params[name] for name in weights], list(weights.values()))
