@@ -290,3 +290,12 @@ def restore_weights(params: Params, weights: Params) -> None:
     """Copy ``weights`` into the parameters of the same names, in place."""
     if weights:
         torch._foreach_copy_([params[name] for name in weights], list(weights.values()))
+
+
+def refuse_pattern(options: PruneOptions, method: str) -> None:
+    """Raise ValueError where ``method``, which goes through several sparsities, is given N:M."""
+    if options.pattern != "unstructured":
+        raise ValueError(
+            f"pattern {options.pattern} has one sparsity and {method} goes through several: "
+            "use another method, or pattern unstructured"
+        )

@@ -1,12 +1,20 @@
 """When weights are pruned: one small class a method, called by the loop between optimizer steps.
 
-What the loop calls, and what ``stages`` are, is in pruning/interface.py. To add a method: one class
-here and one line in ``SCHEDULES``; docs/method.md has a worked example.
+What the loop calls, and what ``stages`` are, is in pruning/interface.py; the methods that PARP is
+compared with are in pruning/baselines.py. To add a method: one class here and one line in
+``SCHEDULES``; docs/method.md has a worked example.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pruning.baselines import (
+    Dense,
+    IterativePruning,
+    MagnitudePruning,
+    OneShotPruning,
+    RandomPruning,
+)
 from pruning.interface import (
     Masks,
     Params,
@@ -14,121 +22,10 @@ from pruning.interface import (
     Reprune,
     Schedule,
     Snapshot,
+    refuse_pattern,
     restore_weights,
 )
-from pruning.masks import (
-    apply_masks,
-    largest_dropped,
-    mask_iou,
-    mask_overlap,
-    random_masks,
-)
-
-IMP_STEP = 0.1  # share of the original weights that a round of iterative pruning removes
-
-
-class Dense(Schedule):
-    """Fine-tune without pruning."""
-
-    stages = ("dense",)
-    takes_masks = False
-    rewinds = True
-
-    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
-        """Return no masks."""
-        return {}
-
-
-class MagnitudePruning(Schedule):
-    """MPI: one mask from the magnitudes of the initial weights, enforced after every step.
-
-    Source:
-        Lai et al. 2021 (arXiv:2106.05933), the MPI baseline. The authors' code hides dropped
-        weights behind a reparametrisation; here the weights themselves are set back to zero
-        after each step, which stops weight decay and momentum from moving them too.
-    """
-
-    holds_masks = True
-
-    def after_step(self, params: Params, step: int) -> Reprune | None:
-        """Set the dropped weights back to zero."""
-        apply_masks(params, self.masks)
-        return None
-
-
-class RandomPruning(MagnitudePruning):
-    """RP: one mask drawn at random, enforced after every step.
-
-    Source:
-        Lai et al. 2021, the RP baseline. The authors rank the magnitudes of a freshly initialised
-        network, whose biases are all zero and so are dropped first; that is ``random_mask="init"``.
-    """
-
-    takes_masks = False
-
-    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
-        """Draw the masks from the seed."""
-        options = self.options
-        return random_masks(
-            params,
-            options.sparsity,
-            options.granularity,
-            options.pattern,
-            seed=options.seed,
-            biases_first=options.random_mask == "init",
-        )
-
-
-class OneShotPruning(MagnitudePruning):
-    """OMP: fine-tune densely, rank the result, rewind, fine-tune again under that mask.
-
-    Source:
-        Lai et al. 2021, the OMP baseline. The mask is that of the best dense checkpoint on dev.
-    """
-
-    stages = ("dense", "final")
-    takes_masks = False
-    rewinds = True
-
-    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
-        """Return no masks for the dense stage, then those of its best weights."""
-        return self.rank(previous) if previous is not None else {}
-
-
-class IterativePruning(MagnitudePruning):
-    """IMP: rounds of fine-tuning, each removing 10 % of the original weights, then a full run.
-
-    Round 1 is dense; round k trains under the mask of round k - 1. After every round the weights
-    are ranked, those pruned before being the smallest, and rewound. The last round prunes to the
-    target exactly.
-
-    Source:
-        Lai et al. 2021, the IMP baseline; the authors' train_with_imp.py. Theirs prunes the last
-        weights of a round, this the best ones on dev.
-    """
-
-    takes_masks = False
-    rewinds = True
-
-    def __init__(self, options: PruneOptions) -> None:
-        """Take ``options``; raise ValueError for a pattern, which has one sparsity only."""
-        super().__init__(options)
-        _refuse_pattern(options, "imp")
-        rounds = 0
-        while _chain_sparsity(rounds) < options.sparsity:
-            rounds += 1
-        self.stages = (*(f"round-{k}" for k in range(1, rounds + 1)), "final")
-
-    def stage_steps(self, stage: int, full_steps: int) -> int:
-        """Return ``round_steps`` for a round."""
-        is_final = stage == len(self.stages) - 1
-        return full_steps if is_final else self.options.round_steps or full_steps
-
-    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
-        """Return no masks for round 1, then those of the round before, 10 % sparser each."""
-        if previous is None:
-            return {}
-        return self.rank(previous, min(_chain_sparsity(self.stage), self.options.sparsity))
+from pruning.masks import apply_masks, largest_dropped, mask_iou, mask_overlap
 
 
 class PARP(Schedule):
@@ -201,7 +98,7 @@ class ProgressivePARP(PARP):
     def __init__(self, options: PruneOptions) -> None:
         """Take ``options``; raise ValueError for a pattern, which has one sparsity only."""
         super().__init__(options)
-        _refuse_pattern(options, "parp-p")
+        refuse_pattern(options, "parp-p")
 
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Rank the initial weights at the lower sparsity."""
@@ -299,15 +196,3 @@ def build_schedule(method: str, options: PruneOptions) -> Schedule:
     if method not in SCHEDULES:
         raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(SCHEDULES)}")
     return SCHEDULES[method](options)
-
-
-def _chain_sparsity(rounds: int) -> float:
-    return round(IMP_STEP * rounds, 9)
-
-
-def _refuse_pattern(options: PruneOptions, method: str) -> None:
-    if options.pattern != "unstructured":
-        raise ValueError(
-            f"pattern {options.pattern} has one sparsity and {method} goes through several: "
-            "use another method, or pattern unstructured"
-        )
