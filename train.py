@@ -61,7 +61,7 @@ from models.initial import fit_target, set_regularisation
 from models.training.optim import Optimizer, build_optimizer
 from models.training.recipes import FitOptions, recipe_of
 from models.training.tasks import Task, build_task
-from pruning.interface import PruneOptions, Reprune, Schedule, Snapshot, restore_weights
+from pruning.interface import PruneOptions, Reprune, Schedule, Snapshot, copy_weights
 from pruning.mask_file import load_masks_for, save_masks, weights_hash
 from pruning.schedules import SCHEDULES, build_schedule
 from pruning.scope import choose_scope, select_parameters
@@ -183,9 +183,16 @@ def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None)
         previous = {name: previous[name].to(param.device) for name, param in run.params.items()}
     run.steps = run.schedule.stage_steps(stage, about["steps"])
     run.schedule.start(run.params, run.steps, stage, previous, masks)
-    run.optimizer = build_optimizer(model, options, about, run.steps)
+    build_stage_optimizer(run)
     run.sampler.load_state_dict({"epoch": 0, "position": 0})
     run.step, run.best, run.seconds = 0, math.inf, 0.0
+
+
+def build_stage_optimizer(run: Run) -> None:
+    """Begin with a fresh optimizer for the steps of the stage."""
+    about = run.checkpoint.run
+    run.optimizer = build_optimizer(run.checkpoint.model, run.options, about, run.steps)
+    run.schedule.optimizer = run.optimizer
 
 
 def optimizer_step(run: Run) -> tuple[Tensor, Tensor]:
@@ -284,13 +291,12 @@ def save(run: Run, name: str, snapshot: Snapshot) -> None:
 
 def restore(run: Run, training: dict[str, Any]) -> None:
     """Take up the state of last.pt, whose model ``run`` was built from."""
-    restore_weights(run.params, training["adjusted"])
+    copy_weights(run.params, training["adjusted"])
     run.schedule.load_state_dict(training["schedule"], run.params)
     run.sampler.load_state_dict(training["sampler"])
     for key in ("steps", "step", "best", "seconds"):
         setattr(run, key, training[key])
-    about = run.checkpoint.run
-    run.optimizer = build_optimizer(run.checkpoint.model, run.options, about, run.steps)
+    build_stage_optimizer(run)
     run.optimizer.load_state_dict(training["optimizer"])
     set_random_state(training)
     run.world.seed(run.options.seed + run.step)

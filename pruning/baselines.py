@@ -16,6 +16,11 @@ class Dense(Schedule):
     takes_masks = False
     rewinds = True
 
+    @property
+    def dense_steps(self) -> int:
+        """All of them."""
+        return self.num_steps
+
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Return no masks."""
         return {}

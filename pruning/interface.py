@@ -17,7 +17,7 @@ The loop in train.py knows just this:
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,7 +54,22 @@ class PruneOptions:
     )
     growth: str = _option("parp-p: how the sparsity rises", "linear", ("linear", "cubic"))
     grow_until: float = _option("parp-p: share of the steps in which the sparsity rises", 0.75)
-    cooldown: float = _option("parp-cooldown: share of the steps under the final mask", 0.2)
+    cooldown: float | None = _option(
+        "parp-cooldown, parp-latent, gmp: share of the steps under the final mask; without it 0.2, "
+        "for gmp a third",
+        None,
+    )
+    dense_share: float = _option("gmp: share of the steps before anything is pruned", 0.1)
+    latent: bool = _option(
+        "gmp: until the final mask, pruned weights keep their values outside the forward pass, as "
+        "in parp-latent",
+        False,
+    )
+    latent_decay: float = _option(
+        "parp-latent, gmp --latent: decay of pruned weights a step, times the learning rate; rises "
+        "to this over the first quarter of the steps",
+        0.0,
+    )
     random_mask: str = _option(
         "rp: every weight alike, or the authors' magnitudes of a random initialisation, which "
         "drop the biases first",
@@ -101,8 +116,14 @@ class PruneOptions:
             )
         if not 0.0 < self.grow_until <= 1.0:
             raise ValueError(f"grow_until {self.grow_until:g} is no share: give one in (0, 1]")
-        if not 0.0 <= self.cooldown < 1.0:
+        if self.cooldown is not None and not 0.0 <= self.cooldown < 1.0:
             raise ValueError(f"cooldown {self.cooldown:g} is no share: give one in [0, 1)")
+        if not 0.0 <= self.dense_share < 1.0:
+            raise ValueError(f"dense_share {self.dense_share:g} is no share: give one in [0, 1)")
+        if not self.latent_decay >= 0.0:
+            raise ValueError(
+                f"latent_decay {self.latent_decay:g} is negative: give a positive number, or 0"
+            )
         if self.rewind_step < 0:
             raise ValueError(f"rewind_step {self.rewind_step} is negative: give a step, or 0")
         if self.init_mask and self.pattern != "unstructured":
@@ -145,6 +166,16 @@ class Snapshot:
     adjusted: Masks
 
 
+class Adam(Protocol):
+    """What a method may ask of the optimizer.
+
+    Attributes:
+        lr: Learning rate of the latest step.
+    """
+
+    lr: float
+
+
 class Schedule:
     """The interface that the loop calls; by itself one magnitude mask, applied once.
 
@@ -162,6 +193,7 @@ class Schedule:
         num_steps: Optimizer steps of this stage.
         first_masks: Masks that the stage began with.
         masks: Masks of the latest prune.
+        optimizer: The optimizer of the stage, which the loop puts here.
     """
 
     stages: tuple[str, ...] = ("final",)
@@ -176,11 +208,17 @@ class Schedule:
         self.num_steps = 0
         self.first_masks: Masks = {}
         self.masks: Masks = {}
+        self.optimizer: Adam | None = None
 
     @property
     def stage_name(self) -> str:
         """Name of the stage under way."""
         return self.stages[self.stage]
+
+    @property
+    def dense_steps(self) -> int:
+        """Steps at the beginning of the stage under way in which nothing is pruned."""
+        return 0
 
     def stage_steps(self, stage: int, full_steps: int) -> int:
         """Return the optimizer steps of ``stage`` where a full fine-tuning run has so many."""
@@ -232,6 +270,10 @@ class Schedule:
         self.stage, self.num_steps = stage, num_steps
         self.first_masks = transferred or self.initial_masks(params, previous)
         self.masks = self.first_masks
+        self.drop(params, 0)
+
+    def drop(self, params: Params, step: int) -> None:
+        """Take out what the masks drop, after step number ``step``: by itself, set it to zero."""
         apply_masks(params, self.masks)
 
     def _check_sparsity(self, masks: Masks) -> None:
@@ -242,6 +284,10 @@ class Schedule:
                 f"method never changes, and the sparsity asked for is {self.options.sparsity:g}: "
                 "give the same"
             )
+
+    def prunes_at(self, step: int) -> bool:
+        """Say whether the weights are ranked anew after step number ``step``."""
+        return False
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Do what the method does after optimizer step number ``step`` (from 1)."""
@@ -286,10 +332,10 @@ class Schedule:
 
 
 @torch.no_grad()
-def restore_weights(params: Params, weights: Params) -> None:
-    """Copy ``weights`` into the parameters of the same names, in place."""
-    if weights:
-        torch._foreach_copy_([params[name] for name in weights], list(weights.values()))
+def copy_weights(target: Params, source: Params) -> None:
+    """Copy ``source`` into the tensors of the same names in ``target``, in place."""
+    if source:
+        torch._foreach_copy_([target[name] for name in source], list(source.values()))
 
 
 def refuse_pattern(options: PruneOptions, method: str) -> None:

@@ -8,6 +8,9 @@ compared with are in pruning/baselines.py. To add a method: one class here and o
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from torch import Tensor
+
 from pruning.baselines import (
     Dense,
     IterativePruning,
@@ -22,10 +25,12 @@ from pruning.interface import (
     Reprune,
     Schedule,
     Snapshot,
+    copy_weights,
     refuse_pattern,
-    restore_weights,
 )
 from pruning.masks import apply_masks, largest_dropped, mask_iou, mask_overlap
+
+DECAY_RISES = 0.25  # share of the steps over which the decay of latent weights rises
 
 
 class PARP(Schedule):
@@ -47,9 +52,13 @@ class PARP(Schedule):
         """Return the sparsity to re-prune to after ``step``."""
         return self.options.sparsity
 
+    def prunes_at(self, step: int) -> bool:
+        """Say so every ``prune_every`` steps."""
+        return step % self.options.prune_every == 0
+
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Re-prune every ``prune_every`` steps; in between leave the weights to the optimizer."""
-        return self._reprune(params, step) if step % self.options.prune_every == 0 else None
+        return self._reprune(params, step) if self.prunes_at(step) else None
 
     @contextmanager
     def pruned(self, params: Params) -> Iterator[Snapshot]:
@@ -60,11 +69,11 @@ class PARP(Schedule):
         try:
             yield Snapshot(masks, adjusted)
         finally:
-            restore_weights(params, adjusted)
+            copy_weights(params, adjusted)
 
     def finish(self, params: Params, step: int) -> Reprune | None:
         """Re-prune for good, unless step number ``step`` has just done it."""
-        return self._reprune(params, step) if step % self.options.prune_every else None
+        return None if self.prunes_at(step) else self._reprune(params, step)
 
     def _reprune(self, params: Params, step: int) -> Reprune:
         sparsity = self.sparsity_at(step)
@@ -79,7 +88,7 @@ class PARP(Schedule):
             iou_previous=changes.iou,
         )
         self.masks = masks
-        apply_masks(params, masks)
+        self.drop(params, step)
         return event
 
 
@@ -117,7 +126,7 @@ class ProgressivePARP(PARP):
     def finish(self, params: Params, step: int) -> Reprune | None:
         """Re-prune to the target, unless step number ``step`` has just done it."""
         reached = self.sparsity_at(step) == self.options.sparsity
-        if step % self.options.prune_every == 0 and reached:
+        if self.prunes_at(step) and reached:
             return None
         return self._reprune(params, self.num_steps)
 
@@ -132,6 +141,10 @@ class PARPMask(PARP):
     """
 
     stages = ("parp", "final")
+
+    def prunes_at(self, step: int) -> bool:
+        """Say so as PARP in stage 0, never after it."""
+        return self.stage == 0 and super().prunes_at(step)
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Do as PARP in stage 0; then set the dropped weights back to zero."""
@@ -154,14 +167,32 @@ class CooldownPARP(PARP):
 
     It tells whether PARP's last adjustments, which the final re-prune cuts off, do harm. Not in the
     paper.
+
+    Attributes:
+        default_cooldown: Share of the steps under the final mask where the options give none.
     """
+
+    default_cooldown = 0.2
+
+    @property
+    def cooldown(self) -> float:
+        """Share of the steps under the final mask."""
+        given = self.options.cooldown
+        return self.default_cooldown if given is None else given
+
+    @property
+    def hold_step(self) -> int:
+        """Step after which the final mask is made."""
+        return max(1, round((1.0 - self.cooldown) * self.num_steps))
+
+    def prunes_at(self, step: int) -> bool:
+        """Say so as PARP until the cool-down begins, and when it begins."""
+        return step == self.hold_step or (step < self.hold_step and super().prunes_at(step))
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Do as PARP, re-prune when the cool-down begins, then hold the mask."""
-        if step < self._last_free_step:
+        if step <= self.hold_step:
             return super().after_step(params, step)
-        if step == self._last_free_step:
-            return self._reprune(params, step)
         apply_masks(params, self.masks)
         return None
 
@@ -169,9 +200,132 @@ class CooldownPARP(PARP):
         """Do nothing: the cool-down has begun with the final mask."""
         return None
 
+
+class LatentPARP(CooldownPARP):
+    """PARP whose pruned weights keep their values, out of the forward pass, until they come back.
+
+    1. Prune: the mask drops the smallest magnitudes; what it drops keeps its value, here called
+       latent, and takes no part in the forward pass.
+    2. Adjust: the gradient is taken at the masked weights and moves *all* entries, the latent ones
+       too (straight through), through Adam as any other. With ``latent_decay`` those shrink after
+       each step by the factor 1 - lr * decay; the decay rises linearly over the first quarter.
+    3. Re-prune: every ``prune_every`` steps all entries, latent or not, are ranked anew.
+    4. For the last ``cooldown`` of the steps the final mask is held and what it drops is zero.
+
+    PARP's zeroed weight has to climb from 0 to the threshold in one interval; a latent one starts
+    where it was. What is scored and saved is ranked anew and has real zeros at any time. The
+    gradient's norm, by which it is clipped, counts the latent entries.
+
+    Source:
+        SR-STE (Zhou et al. 2021, arXiv:2102.04010) is the case ``prune_every`` = 1; theirs ranks in
+        groups N:M, and its decay is a part of the gradient, which Adam would rescale, where ours is
+        decoupled as AdamW's. The annealed decay is that of thu-ml/Adaptive-Sparse-Trainer. The
+        cool-down is ours. An infinite decay makes this a held mask, and zeroing in place of keeping
+        makes it PARP with a cool-down.
+    """
+
+    def __init__(self, options: PruneOptions) -> None:
+        """Take ``options``."""
+        super().__init__(options)
+        self.latent = True
+        self._kept: dict[str, Tensor] = {}
+
+    @contextmanager
+    def forward_weights(self, params: Params, step: int) -> Iterator[None]:
+        """Set what the masks drop to zero; at the end put its values back exactly."""
+        if not self._is_latent(step - 1):
+            self._kept = {}
+            yield
+            return
+        if not self._kept:  # memory that is used again in every step
+            self._kept = {name: torch.empty_like(param) for name, param in params.items()}
+        copy_weights(self._kept, params)
+        apply_masks(params, self.masks)
+        try:
+            yield
+        finally:
+            copy_weights(params, self._kept)
+
+    def drop(self, params: Params, step: int) -> None:
+        """Leave the values alone until the mask is held, then set them to zero."""
+        if not self._is_latent(step):
+            super().drop(params, step)
+
+    def after_step(self, params: Params, step: int) -> Reprune | None:
+        """Let latent weights decay, then do as PARP with a cool-down."""
+        if self._is_latent(step - 1) and self.options.latent_decay:
+            self._decay(params, step)
+        return super().after_step(params, step)
+
+    def _is_latent(self, step: int) -> bool:
+        """Say whether what is dropped has kept its values after ``step``."""
+        return self.latent and step < self.hold_step
+
+    @torch.no_grad()
+    def _decay(self, params: Params, step: int) -> None:
+        assert self.optimizer is not None
+        rising = min(1.0, step / (DECAY_RISES * self.num_steps))
+        factor = max(0.0, 1.0 - self.optimizer.lr * self.options.latent_decay * rising)
+        for name, mask in self.masks.items():
+            params[name].copy_(torch.where(mask, params[name], params[name] * factor))
+
+
+class GradualPruning(LatentPARP):
+    """GMP: dense at first, then ever sparser, then the mask is held to the end.
+
+    Nothing is pruned in the first ``dense_share`` of the steps. Then the sparsity grows, at
+    re-prunes every ``prune_every`` steps, as target * (1 - (1 - progress)^3), fast at first, and
+    reaches the target when the last ``cooldown`` of the steps begins, by default a third. From
+    there the dropped weights are set back to zero after every step. Scores and checkpoints are
+    always of the model pruned to the target, as PARP-P's, so those before the growth ends say how
+    far the weights are from bearing it.
+
+    While the sparsity grows, pruned weights are treated as PARP's: zeroed at a re-prune, free to
+    train until the next, ranked by what they have become. With ``latent`` they keep their values
+    out of the forward pass, as in :class:`LatentPARP`.
+
+    Source:
+        Zhu and Gupta 2017 (arXiv:1710.01878). In their TensorFlow code (contrib/model_pruning) a
+        masked weight keeps its value, gets no gradient, and comes back only where others have
+        fallen below it; in its successor (tensorflow/model-optimization) it is set back to zero in
+        every step and so is gone for good. Ours may grow back by its gradient until the hold.
+    """
+
+    takes_masks = False
+    default_cooldown = 1 / 3
+
+    def __init__(self, options: PruneOptions) -> None:
+        """Take ``options``; raise ValueError for a pattern, or where no steps are left to grow."""
+        super().__init__(options)
+        refuse_pattern(options, "gmp")
+        if options.dense_share + self.cooldown >= 1.0:
+            raise ValueError(
+                f"dense_share {options.dense_share:g} and cooldown {self.cooldown:g} leave no "
+                "steps for the sparsity to grow in: give less, together under 1"
+            )
+        self.latent = options.latent
+
     @property
-    def _last_free_step(self) -> int:
-        return max(1, round((1.0 - self.options.cooldown) * self.num_steps))
+    def dense_steps(self) -> int:
+        """The first ``dense_share`` of the steps."""
+        return round(self.options.dense_share * self.num_steps)
+
+    def initial_masks(self, params: Params, previous: Params | None) -> Masks:
+        """Return masks that drop nothing."""
+        return self.rank(params, 0.0)
+
+    def sparsity_at(self, step: int) -> float:
+        """Return the sparsity on its way after ``step``."""
+        if step >= self.hold_step:
+            return self.options.sparsity
+        if step <= self.dense_steps:
+            return 0.0
+        progress = (step - self.dense_steps) / (self.hold_step - self.dense_steps)
+        return self.options.sparsity * (1.0 - (1.0 - progress) ** 3)
+
+    def prunes_at(self, step: int) -> bool:
+        """Say so every ``prune_every`` steps of the growth, and at its end."""
+        return self.sparsity_at(step) > 0.0 and super().prunes_at(step)
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -184,6 +338,8 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "parp-p": ProgressivePARP,
     "parp-mask": PARPMask,
     "parp-cooldown": CooldownPARP,
+    "gmp": GradualPruning,
+    "parp-latent": LatentPARP,
 }
 
 

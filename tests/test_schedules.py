@@ -191,6 +191,66 @@ def test_parp_cooldown_step_by_step_freezes_the_mask_before_the_end() -> None:
     assert schedule.finish(params, 4) is None
 
 
+def test_gmp_step_by_step_grows_from_dense_and_holds_four_weights() -> None:
+    params = _weights(4.0, -3.0, 2.0, 1.0)
+    schedule = _build("gmp", 0.5, prune_every=2, dense_share=0.25, cooldown=0.25)
+    schedule.start(params, 8)  # dense for two steps, growth up to the sixth, then held
+    assert _values(params) == [4.0, -3.0, 2.0, 1.0]
+    assert schedule.dense_steps == 2
+    assert schedule.after_step(params, 2) is None  # a multiple of the interval, but still dense
+
+    _set(params, 4.0, -0.5, 2.0, 1.0)
+    event = schedule.after_step(params, 4)  # half way: 0.5 * (1 - 0.5^3) of four are 1.75
+    assert _values(params) == [4.0, 0.0, 2.0, 0.0]
+    assert event is not None
+    assert (event.sparsity, event.threshold, event.newly_pruned) == (0.4375, 1.0, 2)
+
+    _set(params, 4.0, -3.0, 2.0, 0.5)  # a zeroed weight has grown past the third
+    assert schedule.after_step(params, 5) is None
+    assert _values(params) == [4.0, -3.0, 2.0, 0.5]
+    with schedule.pruned(params):  # scored at the target
+        assert _values(params) == [4.0, -3.0, 0.0, 0.0]
+    event = schedule.after_step(params, 6)
+    assert _values(params) == [4.0, -3.0, 0.0, 0.0]
+    assert event is not None
+    assert (event.sparsity, event.revived, event.newly_pruned) == (0.5, 1, 1)
+
+    _set(params, 1.0, -1.0, 9.0, 9.0)  # held: not ranked again, nothing comes back
+    assert schedule.after_step(params, 8) is None
+    assert _values(params) == [1.0, -1.0, 0.0, 0.0]
+    assert schedule.finish(params, 8) is None
+
+
+def test_parp_latent_step_by_step_keeps_the_values_of_four_weights_until_the_hold() -> None:
+    params = _weights(4.0, -3.0, 2.0, 1.0)
+    schedule = _build("parp-latent", 0.5, prune_every=2, cooldown=0.25)
+    schedule.start(params, 4)  # free for three steps, then one under the mask
+    assert _values(params) == [4.0, -3.0, 2.0, 1.0]
+    with schedule.forward_weights(params, 1):
+        assert _values(params) == [4.0, -3.0, 0.0, 0.0]
+    assert _values(params) == [4.0, -3.0, 2.0, 1.0]
+
+    _set(params, 4.0, -2.25, 2.5, 1.25)  # the gradient moves the latent weights too
+    assert schedule.after_step(params, 1) is None
+    with schedule.forward_weights(params, 2):  # not ranked yet
+        assert _values(params) == [4.0, -2.25, 0.0, 0.0]
+    with schedule.pruned(params):  # ranked to be scored
+        assert _values(params) == [4.0, 0.0, 2.5, 0.0]
+    event = schedule.after_step(params, 2)
+    assert event is not None
+    assert (event.threshold, event.revived, event.newly_pruned) == (2.25, 1, 1)
+    assert _values(params) == [4.0, -2.25, 2.5, 1.25]
+    with schedule.forward_weights(params, 3):
+        assert _values(params) == [4.0, 0.0, 2.5, 0.0]
+
+    _set(params, 4.0, -3.0, 2.5, 1.25)
+    assert schedule.after_step(params, 3) is not None  # the last ranking: real zeros from here on
+    assert _values(params) == [4.0, -3.0, 0.0, 0.0]
+    _set(params, 1.0, -1.0, 9.0, 9.0)
+    assert schedule.after_step(params, 4) is None
+    assert _values(params) == [1.0, -1.0, 0.0, 0.0]
+
+
 def test_every_registered_method_has_a_step_by_step_test() -> None:
     named = [name.replace("_", "-") for name in globals() if "_step_by_step_" in name]
     assert all(any(name.startswith(f"test-{m}-step") for name in named) for m in SCHEDULES)

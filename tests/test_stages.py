@@ -141,7 +141,16 @@ def test_rewinding_goes_back_to_an_early_dense_state(small_corpus: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("method", "stage"),
-    [("omp", 0), ("omp", 1), ("imp", 1), ("parp-mask", 1), ("parp-p", 0), ("parp-cooldown", 0)],
+    [
+        ("omp", 0),
+        ("omp", 1),
+        ("imp", 1),
+        ("parp-mask", 1),
+        ("parp-p", 0),
+        ("parp-cooldown", 0),
+        ("gmp", 0),
+        ("parp-latent", 0),
+    ],
 )
 def test_run_interrupted_in_a_stage_and_resumed_equals_an_undisturbed_one(
     small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stage: int
@@ -266,6 +275,9 @@ def test_zeroed_moments_change_the_run_and_default_keeps_them(
         (["--start-sparsity", "0.4"], "start sparsity 0.4 is out of range"),
         (["--grow-until", "0"], "grow_until 0 is no share"),
         (["--cooldown", "1"], "cooldown 1 is no share"),
+        (["--dense-share", "1"], "dense_share 1 is no share"),
+        (["--method", "gmp", "--cooldown", "0.9"], "leave no steps for the sparsity to grow in"),
+        (["--method", "gmp", "--pattern", "1:2", "--sparsity", "0.5"], "gmp goes through several"),
         (["--rewind-step", "-1"], "rewind_step -1 is negative"),
         (["--method", "omp", "--rewind-step", "6"], "rewind_step 6 is not before the last of 6"),
     ],

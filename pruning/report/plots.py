@@ -12,7 +12,7 @@ from pruning.report.groups import Cell, Group, overlap, pair_runs
 from pruning.report.records import Runs
 
 DPI = 120
-# Wong's colours that are told apart with colour-blindness, and two of Tol's.
+# Wong's colours that are told apart with colour-blindness, and four of Tol's.
 COLOURS = {
     "dense": "#000000",
     "rp": "#999999",
@@ -23,8 +23,10 @@ COLOURS = {
     "parp-p": "#CC79A7",
     "parp-mask": "#0072B2",
     "parp-cooldown": "#882255",
+    "gmp": "#117733",
+    "parp-latent": "#332288",
 }
-MARKERS = dict(zip(COLOURS, "_xs^vDoP*", strict=True))
+MARKERS = dict(zip(COLOURS, "_xs^vDoP*<>", strict=True))
 LINES = ("-", "--", ":", "-.")
 
 
