@@ -39,16 +39,14 @@ from data.options import option, parse_options
 from data.run_folder import write_json
 from data.targets import hypothesis_tokens, reference_tokens
 from data.timit import SPLITS, Utterance, check_counts, load_timit
+from models import FAMILIES, build_task
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import World, resolve_device, resolve_precision
-from models.training.tasks import PRECISIONS, Task, build_task
+from models.training.tasks import PRECISIONS, Task
 from pruning.analysis import describe_tensors, size_in_bytes
 from pruning.mask_file import weights_hash
 from pruning.masks import measured_sparsity
 from pruning.scope import select_parameters
-
-DECODE_SECONDS = {"waveform": 120.0, "log_mel": 960.0}
-"""Audio decoded together, padding included, by frontend: 32 utterances of whisper's 30 s."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class EvalOptions:
     decode: str = option("search", "greedy", ("greedy", "beam"))
     beam_size: int = option("hypotheses kept by --decode beam", 5)
     batch_seconds: float | None = option(
-        f"seconds of audio in a batch, padding included; without it {DECODE_SECONDS['waveform']:g} "
-        f"for wav2vec2, {DECODE_SECONDS['log_mel']:g} for whisper",
+        "seconds of audio in a batch, padding included; without it "
+        + ", ".join(f"{family.decode_seconds:g} for {name}" for name, family in FAMILIES.items()),
         None,
         positive=True,
     )
@@ -135,21 +133,21 @@ def read_inputs(
 
     Args:
         task: Knows what can be computed once.
-        checkpoint: For its frontend and what is frozen.
+        checkpoint: For its frontend and config.
         utterances: What to read.
         options: Whether to compute once, and where a cache is.
         out: The run folder; what no memory holds is kept in it.
     """
-    frontend, frozen = checkpoint.frontend, checkpoint.run["freeze"] == "feature_encoder"
+    frontend = checkpoint.frontend
     about: dict[str, Any] = {"frontend": frontend}
-    if precomputes := frozen and options.precompute:
-        encoder: Any = checkpoint.model.feature_encoder
+    weights = task.prepares_with() if options.precompute else {}
+    if weights:
         about |= {"config": asdict(checkpoint.config), "precision": task.precision}
-        about |= {"weights": weights_hash(dict(encoder.named_parameters()))}
+        about |= {"weights": weights_hash(weights)}
 
     def compute(utterance: Utterance) -> Tensor:
         source = model_input(utterance, frontend)
-        return task.prepare(source) if precomputes else source
+        return task.prepare(source) if weights else source
 
     device = next(checkpoint.model.parameters()).device
     cache = Path(options.cache) if options.cache else None
@@ -168,7 +166,7 @@ def transcribe(
     assert tokenizer is not None
     mine = decoding.world.share(range(len(utterances)))
     ordered = sorted(mine, key=lambda i: utterances[i].seconds)  # texts of a batch end together
-    batch_seconds = decoding.batch_seconds or DECODE_SECONDS[frontend["kind"]]
+    batch_seconds = decoding.batch_seconds or FAMILIES[checkpoint.model.family].decode_seconds
     texts: dict[int, str] = {}
     was_training = task.model.training
     task.model.eval()

@@ -45,7 +45,7 @@ from eval import (
     summary,
     write_alignments,
 )
-from models import MODEL_NAMES, PRESETS, PRUNE_SCOPES
+from models import MODEL_NAMES, PRESETS, build_task, family_of
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.convert import find_weights, load_initial
 from models.device import (
@@ -57,10 +57,16 @@ from models.device import (
     set_random_state,
 )
 from models.draw import Draw
-from models.initial import fit_target, set_regularisation
+from models.initial import (
+    choose_frozen,
+    default_front_end,
+    fit_target,
+    set_frozen,
+    set_regularisation,
+)
 from models.training.optim import Optimizer, build_optimizer
 from models.training.recipes import FitOptions, recipe_of
-from models.training.tasks import Task, build_task
+from models.training.tasks import Task
 from pruning.interface import PruneOptions, Reprune, Schedule, Snapshot, copy_weights
 from pruning.mask_file import load_masks_for, save_masks, weights_hash
 from pruning.schedules import SCHEDULES, build_schedule
@@ -315,8 +321,7 @@ def build_run(
         raise ValueError(f"{last} holds no training state: resume from a last.pt")
     checkpoint.training = None
     model = checkpoint.model.to(device)
-    if about["freeze"] == "feature_encoder":
-        model.feature_encoder.requires_grad_(False)
+    set_frozen(model, about["freeze"])
     precision = resolve_precision(options.precision, device)
     recipe = recipe_of(options.model, options.target, options)
     drawn = (recipe.spec_augment, recipe.label_smoothing)
@@ -361,24 +366,23 @@ def build_run(
 
 def initial_checkpoint(options: TrainOptions, corpus: Corpus) -> Checkpoint:
     """Load or draw the initial weights and fit them to the target."""
-    preset = PRESETS[options.model]
+    family = family_of(options.model)
     checkpoint, source = load_initial(options.model, options.init)
-    if checkpoint.frontend["kind"] == "log_mel":
+    if "audio_ctx" in checkpoint.frontend:
         checkpoint.frontend["audio_ctx"] = corpus.audio_context(options.audio_ctx)
     texts = [target_text(each, options.target, options.phones) for each in corpus.train]
     symbols = PHONE_SETS[options.phones]
     new_head = fit_target(checkpoint, options.target, texts, symbols, options.subword_vocab)
     set_regularisation(checkpoint, recipe_of(options.model, options.target, options))
     method = method_of(options)
-    pretrained_cnn = preset.family == "wav2vec2" and source != "random"
     checkpoint.masks, checkpoint.training = {}, None
     checkpoint.run = {
         **{k: getattr(options, k) for k in ("model", "target", "phones", "seed", "data")},
         "method": method,
         "sparsity": 0.0 if method == "dense" else options.sparsity,
-        **choose_scope(PRUNE_SCOPES[preset.family], options),
+        **choose_scope(family.prune_scopes, options),
         "init": source,
-        "freeze": options.freeze or ("feature_encoder" if pretrained_cnn else "none"),
+        "freeze": choose_frozen(family, options.freeze, source),
         "new_head": new_head,
         "weights_hash": weights_hash(dict(checkpoint.model.named_parameters())),
     }
@@ -415,7 +419,7 @@ def check_options(options: TrainOptions) -> Corpus:
         problems.append(str(error))
     if problems:
         raise ValueError("; and ".join(problems))
-    if PRESETS[options.model].family == "whisper":
+    if "audio_ctx" in default_front_end(options.model):
         corpus.audio_context(options.audio_ctx)
     return corpus
 

@@ -35,10 +35,10 @@ from data.log_mel import FULL_CONTEXT_SECONDS, OWN_CONTEXT
 from data.metrics import error_rate
 from data.targets import hypothesis_tokens, reference_tokens
 from data.timit import Utterance, load_timit
-from models import Whisper, build_model
+from models import build_model, build_task
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.convert import load_weights
-from models.training.tasks import Seq2SeqTask
+from models.whisper import Whisper
 
 OUR_BATCH, HF_BATCH, CT2_BATCH = 32, 8, 1  # on two CPU cores each is fastest so
 TEXT_TOKENS, PHONE_TOKENS = 40, 38
@@ -100,7 +100,7 @@ def step_item(settings: Settings, utterances: int, target: str) -> list[Report]:
         f"of {tokens} tokens, vocabulary {model.config.vocab_size}, {settings.precision}"
     )
     twin = hf_twin(model, settings.device, decoding=checkpoint.decoding)
-    task = Seq2SeqTask(model, checkpoint.decoding, settings.precision)
+    task = build_task(model, checkpoint.decoding, settings.precision)
     optimizer = our_optimizer(model)
 
     def contender(context: float) -> Contender:
@@ -113,7 +113,7 @@ def step_item(settings: Settings, utterances: int, target: str) -> list[Report]:
     else:
         loss_of = _hf_loss(twin, checkpoint.decoding, inputs[full], targets)
         with torch.no_grad():
-            expected = Seq2SeqTask(model, checkpoint.decoding, "fp32").loss(inputs[full], targets)
+            expected = build_task(model, checkpoint.decoding, "fp32").loss(inputs[full], targets)
             ours = float(expected) / sum(len(t) + 1 for t in targets)
             theirs = float(loss_of("fp32"))
         bound = loss_tolerance(settings)
@@ -151,7 +151,7 @@ def our_decode(
     model: Whisper, decoding: dict[str, Any], precision: str, batch: int = OUR_BATCH
 ) -> Decode:
     """Return our greedy search over a whole list of log-mels, in batches."""
-    task = Seq2SeqTask(model, decoding, precision)
+    task = build_task(model, decoding, precision)
 
     def decode(log_mels: Sequence[Tensor]) -> Ids:
         return [ids for some in in_batches(log_mels, batch) for ids in task.decode(some)]

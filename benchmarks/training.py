@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from benchmarks.common import Settings, import_peer
 from data.log_mel import SAMPLE_RATE
-from models import SpeechModel, Wav2Vec2
+from models import FAMILIES, SpeechModel
 from models.convert import to_hf
 from models.training.optim import Optimizer
 from models.training.tasks import PRECISIONS, Task
+from models.wav2vec2 import Wav2Vec2
 
 MEAN_SECONDS, SD_SECONDS = 3.07, 0.86  # TIMIT's sentences
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.92, 7.8
 TOKENS_PER_SECOND = 12.4  # TIMIT's phones
-_HF_CLASSES = {"wav2vec2": "Wav2Vec2ForCTC", "whisper": "WhisperForConditionalGeneration"}
 _TORCHAUDIO_RENAMES = (
     (r"^encoder\.feature_projection\.layer_norm", "feature_projection.norm"),
     (r"^encoder\.feature_projection\.projection", "feature_projection.proj"),
@@ -90,7 +90,9 @@ def hf_twin(model: SpeechModel, device: torch.device, **export: Any) -> Any:
         extra = {"ctc_loss_reduction": "sum", "ctc_zero_infinity": True}
     with tempfile.TemporaryDirectory() as folder:
         to_hf(model, Path(folder) / "twin", **export)
-        twin = getattr(transformers, _HF_CLASSES[model.family]).from_pretrained(
+        twin = getattr(
+            transformers, FAMILIES[model.family].hugging_face.architecture
+        ).from_pretrained(
             Path(folder) / "twin", attn_implementation="sdpa", dtype=torch.float32, **extra
         )
     return twin.to(device)

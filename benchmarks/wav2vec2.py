@@ -24,8 +24,9 @@ from benchmarks.training import (
     timit_like_seconds,
     torchaudio_twin,
 )
-from models import PRUNE_SCOPES, Wav2Vec2, build_model
+from models import build_model
 from models.training.tasks import CTCTask
+from models.wav2vec2 import PRUNE_SCOPES, Wav2Vec2
 from pruning.interface import PruneOptions
 from pruning.masks import measured_sparsity
 from pruning.schedules import build_schedule
@@ -232,7 +233,7 @@ def parp_item(settings: Settings, utterances: int, prune_every: int = 50) -> lis
     encode = CTCTask(dense, BLANK, settings.precision).prepare
     inputs = [encode(waveform) for waveform in waveforms]
     pruned = copy.deepcopy(dense)
-    params = select_parameters(dict(pruned.named_parameters()), PRUNE_SCOPES["wav2vec2"]["encoder"])
+    params = select_parameters(dict(pruned.named_parameters()), PRUNE_SCOPES["encoder"])
     options = PruneOptions(sparsity=SPARSITY, prune_every=interval)
     schedule = build_schedule("parp", options)
     schedule.start(params, num_steps=1_000_000)

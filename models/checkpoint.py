@@ -7,17 +7,18 @@ which runs no code. Masks take one bit a weight.
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models import SpeechModel, build_from_config
+from models import build_from_config
+from models.family import SpeechModel
 from models.tokenizers import Tokenizer, build_tokenizer
+from models.weights import load_strictly
 
 FORMAT = "parp-checkpoint"
 VERSION = 1
@@ -40,12 +41,10 @@ class Checkpoint:
     """A model with what belongs to it.
 
     Attributes:
-        model: A ``Wav2Vec2`` or ``Whisper``.
+        model: Of any family.
         tokenizer: Maps text to the model's ids; None where the weights came without one.
         masks: Prune masks by native parameter name, bool, True = kept; {} for a dense model.
-        frontend: ``{"kind": "waveform", "normalize": bool}`` or
-            ``{"kind": "log_mel", "num_mels": int, "audio_ctx": seconds, "own" for each utterance's
-            own length rounded up to a second, or None for 30 s}``.
+        frontend: The fields of a ``models.family.FrontEnd``.
         decoding: ``blank_id`` (CTC), or ``start_ids``, ``eos_id``, ``suppress_ids``,
             ``begin_suppress_ids`` and ``max_tokens``.
         run: Free metadata, plain values only.
@@ -131,53 +130,6 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     model.to(device)
     checkpoint.masks = {name: mask.to(device) for name, mask in checkpoint.masks.items()}
     return checkpoint
-
-
-def load_strictly(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    may_lack: Iterable[str] = (),
-    unknown: Iterable[str] = (),
-    shown: Callable[[str], str] = str,
-) -> None:
-    """Make ``tensors`` the parameters of ``model``; every name and shape has to fit.
-
-    The tensors are taken over, not copied, and keep their dtype.
-
-    Args:
-        model: Changed in place, on the CPU.
-        tensors: By native name.
-        may_lack: Names that keep the model's values where ``tensors`` lacks them.
-        unknown: Further names to report as unexpected.
-        shown: Maps a native name to the one that a message shows.
-
-    Raises:
-        ValueError: If a name is missing or unexpected, or a shape differs; lists all of them.
-    """
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in tensors and name not in set(may_lack)]
-    unexpected = [name for name in tensors if name not in expected]
-    differing = [
-        f"{shown(name)} {_described(tensors[name])} instead of {_described(tensor)}"
-        for name, tensor in expected.items()
-        if name in tensors and _described(tensors[name]) != _described(tensor)
-    ]
-    problems = {
-        "missing": list(map(shown, missing)),
-        "unexpected": [*unknown, *map(shown, unexpected)],
-        "of another shape or type": differing,
-    }
-    if any(problems.values()):
-        listed = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-        raise ValueError(f"weights do not fit the model; {'; '.join(listed)}")
-    model.load_state_dict({**expected, **tensors}, assign=True)
-
-
-def _described(value: object) -> str:
-    """Name what has to agree between a stored tensor and the model's: kind and shape."""
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{'floating' if value.is_floating_point() else value.dtype} {tuple(value.shape)}"
 
 
 def _mismatch(checkpoint: Checkpoint) -> str | None:

@@ -6,33 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from models import PRESETS, build_from_config, build_model
+from models import FAMILIES, PRESETS, Family, SpeechModel, build_from_config, build_model, family_of
 from models.checkpoint import Checkpoint
 from models.tokenizers import Tokenizer
 from models.tokenizers.subword import SubwordTokenizer
 from models.tokenizers.symbols import SymbolTokenizer
 from models.training.recipes import Recipe
-from models.wav2vec2 import Wav2Vec2
-from models.whisper import Whisper
-
-HEADS = ("head.weight", "head.bias", "decoder.token_embedding.weight")
-EMBEDDING_STD = 0.02
 
 
 def random_checkpoint(model_name: str) -> Checkpoint:
     """Build ``model_name`` with random weights from torch's global generator, without tokenizer."""
-    model = build_model(model_name)
-    if isinstance(model, Wav2Vec2):
-        frontend: dict[str, Any] = {"kind": "waveform", "normalize": True}
-    else:
-        assert isinstance(model, Whisper)
-        num_mels = model.config.num_mels
-        frontend = {"kind": "log_mel", "num_mels": num_mels, "audio_ctx": None}
-    return Checkpoint(
-        model=model, tokenizer=None, masks={}, frontend=frontend, decoding={}, run={}, training=None
-    )
+    return Checkpoint(build_model(model_name), frontend=default_front_end(model_name))
+
+
+def default_front_end(model_name: str) -> dict[str, Any]:
+    """Return the fields of the front end that a preset has where no weights say otherwise."""
+    family = family_of(model_name)
+    config = family.config(**PRESETS[model_name].config)
+    return dataclasses.asdict(family.front_end(config))
 
 
 def fit_architecture(checkpoint: Checkpoint, model_name: str, source: str | Path) -> None:
@@ -75,20 +67,20 @@ def target_tokenizer(
     Raises:
         ValueError: If the model has no such target, or its weights lack the tokenizer.
     """
-    ctc = isinstance(checkpoint.model, Wav2Vec2)
-    if target in ("char", "text") and ctc != (target == "char"):
-        fitting = "phone, char or subword" if ctc else "phone, text or subword"
-        raise ValueError(f"--target {target} is not for {checkpoint.model.family}: give {fitting}")
+    family = FAMILIES[checkpoint.model.family]
+    if target not in family.targets:
+        fitting = f"{', '.join(family.targets[:-1])} or {family.targets[-1]}"
+        raise ValueError(f"--target {target} is not for {family.name}: give {fitting}")
     if target == "text":
         if checkpoint.tokenizer is None or checkpoint.tokenizer.kind != "bpe":
             raise ValueError(
-                "--target text needs whisper weights with whisper's own vocabulary, which these "
+                f"--target text needs {family.name} weights with their own vocabulary, which these "
                 "do not have: give other weights with --init, or another --target"
             )
         return checkpoint.tokenizer
     if target == "subword":
-        return SubwordTokenizer.train(texts, size, seq2seq=not ctc)
-    build = SymbolTokenizer.for_ctc if ctc else SymbolTokenizer.for_seq2seq
+        return SubwordTokenizer.train(texts, size, seq2seq=family.seq2seq)
+    build = SymbolTokenizer.for_seq2seq if family.seq2seq else SymbolTokenizer.for_ctc
     return build(target, symbols if target == "phone" else sorted(set("".join(texts))))
 
 
@@ -108,10 +100,7 @@ def fit_target(
 def set_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
     """Make ``tokenizer`` the one that the model's outputs stand for, in place.
 
-    A checkpoint that already has an equal tokenizer keeps its head. Otherwise wav2vec2 gets a new
-    random CTC head. Whisper gets a new tied embedding: each row the mean of the rows of the
-    symbol's spelling in the old vocabulary, or random where there was none; nothing is suppressed
-    in decoding.
+    A checkpoint that already has an equal tokenizer keeps its head.
 
     Args:
         checkpoint: Model and, if it has one, tokenizer; changed.
@@ -122,30 +111,40 @@ def set_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, max_tokens: int
         Native names of the head's parameters where it is new, else none.
     """
     old, model = checkpoint.tokenizer, checkpoint.model
+    family = FAMILIES[model.family]
+
     is_new = old is None or old.spec() != tokenizer.spec()
-    if isinstance(model, Wav2Vec2):
-        if is_new:
-            model.reset_head(tokenizer.vocab_size)
-        checkpoint.decoding = {"blank_id": tokenizer.blank_id}
-    else:
-        assert isinstance(model, Whisper)
-        if is_new:
-            model.reset_vocabulary(_new_embedding(model, old, tokenizer))
-            checkpoint.decoding = {
-                "start_ids": list(tokenizer.start_ids or ()),
-                "eos_id": tokenizer.eos_id,
-                "suppress_ids": [],
-                "begin_suppress_ids": [],
-            }
+    if is_new:
+        checkpoint.decoding = family.reset_vocabulary(model, old, tokenizer)
+    if family.seq2seq:
         checkpoint.decoding["max_tokens"] = min(max_tokens, model.config.text_positions)
     checkpoint.tokenizer = tokenizer
-    return [name for name in HEADS if is_new and name in model.state_dict()]
+    return list(family.head) if is_new else []
+
+
+def choose_frozen(family: Family, freeze: str | None, source: str) -> str:
+    """Return the name of the module that training leaves as it is, or "none".
+
+    Args:
+        family: Of the model.
+        freeze: What is asked for; None leaves it to the family.
+        source: Where the weights come from; random ones are never frozen by default.
+    """
+    if freeze is None and source != "random" and family.freezable:
+        return family.freezable[0]
+    return freeze or "none"
+
+
+def set_frozen(model: SpeechModel, name: str) -> None:
+    """Stop training the module that `choose_frozen` named."""
+    if name != "none":
+        model.get_submodule(name).requires_grad_(False)
 
 
 def set_regularisation(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Make a recipe's dropout and training masks those of the model, in place, where it has any.
 
-    Whisper's masks are not here: they lie on its inputs, so ``models.tasks`` draws them.
+    Masks on log-mels are not here: they lie on the model's inputs, so its task draws them.
     """
     config: dict[str, Any] = dataclasses.asdict(checkpoint.config)
     if recipe.dropout is not None:
@@ -157,18 +156,3 @@ def set_regularisation(checkpoint: Checkpoint, recipe: Recipe) -> None:
         model = build_from_config(checkpoint.model.family, config)
     model.load_state_dict(checkpoint.model.state_dict())
     checkpoint.model = model
-
-
-def _new_embedding(model: Whisper, old: Tokenizer | None, new: Tokenizer) -> Tensor:
-    weight = model.decoder.token_embedding.weight.detach()
-    embedding = torch.randn(new.vocab_size, weight.shape[1]) * EMBEDDING_STD
-    if old is None:
-        return embedding
-    for i in range(new.vocab_size):
-        if spelling := old.encode(" " + new.decode([i])):
-            embedding[i] = weight[spelling].mean(0)
-    if old.eos_id is not None and new.eos_id is not None:
-        embedding[new.eos_id] = weight[old.eos_id]
-    if old.start_ids and new.start_ids:
-        embedding[new.start_ids[0]] = weight[old.start_ids[0]]
-    return embedding

@@ -113,7 +113,7 @@ def test_find_weights_without_any_names_every_remedy(tmp_path, monkeypatch):
     message = str(caught.value)
     for part in ("weights/whisper-tiny[.pt]", "hf download openai/whisper-tiny", "--init PATH"):
         assert part in message
-    assert "--model w2v2-demo --data demo" in message
+    assert "--model whisper-demo --data demo" in message
     assert "\n" not in message
 
 

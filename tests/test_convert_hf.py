@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import PRESETS, Wav2Vec2, Whisper, build_model
+from models import FAMILIES, PRESETS, build_model
 from models.convert import from_hf, load_weights, to_hf
 from models.convert.hf_config import build_from_hf_config, hf_config
+from models.wav2vec2 import Wav2Vec2
+from models.whisper import Whisper
 
 transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -294,9 +296,8 @@ def test_preset_at_real_size_has_the_shapes_of_transformers(preset):
         config = hf_config(ours, {})
         their_class = getattr(transformers, config["architectures"][0])
         theirs = their_class(their_class.config_class.from_dict(config))
-    from models.convert.keymap import HF_KEYS
 
-    to_foreign = HF_KEYS[ours.family].to_foreign
+    to_foreign = FAMILIES[ours.family].hugging_face.keys.to_foreign
     shapes = {to_foreign(name): tensor.shape for name, tensor in ours.state_dict().items()}
     expected = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     expected.pop("proj_out.weight", None)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import build_model, cuda_graphs
+from models import build_model, build_task, cuda_graphs
 from models.cuda_graphs import GraphedLogits
 from models.training import tasks
-from models.training.tasks import CTCTask, Seq2SeqTask, Task
+from models.training.tasks import CTCTask, Task
 
 SEQ2SEQ = {
     "start_ids": [1, 3],
@@ -64,7 +64,7 @@ def _seq2seq(
     model = randomise(build_model("whisper-demo", text_positions=32), 0.05)
     model.to(device, DTYPES[device]).train()
     log_mels = [torch.randn(80, 60).to(device, DTYPES[device]) for _ in range(3)]
-    return Seq2SeqTask(model, SEQ2SEQ, precision, fast), log_mels
+    return build_task(model, SEQ2SEQ, precision, fast), log_mels
 
 
 @pytest.mark.parametrize("build", [_ctc, _seq2seq])

@@ -197,7 +197,7 @@ def test_given_masked_frames_equal_hf(randomise, variant, monkeypatch):
     masked[0, 5:12] = True
     expected = theirs.wav2vec2(waveform, mask_time_indices=masked.clone()).last_hidden_state
 
-    monkeypatch.setattr("models.wav2vec2.masking.draw_spans", lambda *_: masked)
+    monkeypatch.setattr("models.masking.draw_spans", lambda *_: masked)
     config = Wav2Vec2Config(
         **SIZES, **VARIANTS[variant], activation_dropout=0.0, layer_drop=0.0, mask_channel_prob=0.0
     )

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import build_model
+from models import build_model, build_task
 from models.training.optim import Optimizer
-from models.training.tasks import Task, build_task
+from models.training.tasks import Task
 
 SEQ2SEQ = {
     "start_ids": [1],

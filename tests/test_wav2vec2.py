@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.draw import Draw
+from models.masking import draw_masks, draw_spans
 from models.wav2vec2 import PRUNE_SCOPES, Wav2Vec2, Wav2Vec2Config
 from models.wav2vec2.convs import convolve, convolve_by_fft
-from models.wav2vec2.masking import draw_masks, draw_spans
 
 SMALL = Wav2Vec2Config(
     conv_dims=(12, 12, 12),

@@ -7,13 +7,12 @@
 import os
 from pathlib import Path
 
-from models import PRESETS
+from models import FAMILIES, PRESETS
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.convert.ctranslate2 import load_ctranslate2
-from models.convert.files import read_json
 from models.convert.hf import from_hf, load_hf
 from models.convert.hf_export import to_hf
 from models.convert.hub import find_weights
+from models.files import read_json
 from models.initial import fit_architecture, random_checkpoint
 
 __all__ = ["find_weights", "from_hf", "load_initial", "load_weights", "to_hf"]
@@ -24,7 +23,7 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
 
     Args:
         path: A checkpoint file of ours, a Hugging Face folder (``config.json`` with a
-            ``model_type``) or a CTranslate2 folder (``model.bin``).
+            ``model_type``) or a folder of another format that a family can read.
 
     Returns:
         Checkpoint on the CPU.
@@ -37,11 +36,15 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
         return load_checkpoint(path)
     if "model_type" in read_json(path / "config.json", needed=False):
         return load_hf(path)
-    if (path / "model.bin").is_file():
-        return load_ctranslate2(path)
+    formats = [each for family in FAMILIES.values() for each in family.formats]
+    for foreign in formats:
+        if (path / foreign.sign).is_file():
+            model, settings = foreign.read(path)
+            return Checkpoint(model, **vars(settings), run={"converted_from": foreign.name})
+    others = " and ".join(f"a {each.name} folder ({each.sign})" for each in formats)
     raise ValueError(
         f"no weights at {path}: looked for a checkpoint file of ours, a Hugging Face folder "
-        "(config.json with a model_type) and a CTranslate2 folder (model.bin)"
+        f"(config.json with a model_type) and {others}"
     )
 
 

@@ -1,6 +1,7 @@
 """Convert weights: ``python -m models.convert SRC DST``, ``--to hf`` for the way back.
 
-SRC is a checkpoint file of ours, a Hugging Face folder or a CTranslate2 folder.
+SRC is a checkpoint file of ours, a Hugging Face folder, or a folder of a further format that a
+family reads, such as CTranslate2's.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from models import MODEL_NAMES, PRESETS
+from models import PRESETS, family_of
 
 _SIDE_FILES = ("*.json", "merges.txt")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -25,8 +25,7 @@ def find_weights(model_name: str) -> Path:
     Raises:
         ValueError: If the name is unknown or there are no weights in any of these places.
     """
-    if model_name not in PRESETS:
-        raise ValueError(f"model {model_name!r} is unknown: choose one of {', '.join(MODEL_NAMES)}")
+    family = family_of(model_name)
     root = Path(os.environ.get("PARP_WEIGHTS") or "weights")
     for path in (root / model_name, root / f"{model_name}.pt"):
         if path.exists():
@@ -44,7 +43,7 @@ def find_weights(model_name: str) -> Path:
     raise ValueError(
         f"{looked}; {reason}. Get them with 'hf download {hub_id} --local-dir "
         f"{root / model_name}', give --init PATH, or run without weights: "
-        "--model w2v2-demo --data demo"
+        f"--model {family.demo} --data demo"
     )
 
 

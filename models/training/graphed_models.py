@@ -1,4 +1,4 @@
-"""Training logits of padded batches from captured graphs, for both models.
+"""Training logits of padded batches from captured graphs, for both kinds of model.
 
 Batches are padded to one of a few shapes and everything that is drawn is an input, as
 models/cuda_graphs.py asks for. The padding changes no number but for what dropout draws.
@@ -8,6 +8,7 @@ V vocab.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,23 +18,22 @@ from torch.nn.utils.rnn import pad_sequence
 from models.cuda_graphs import GraphedLogits
 from models.device import send
 from models.draw import Draw
-from models.wav2vec2 import Wav2Vec2
-from models.wav2vec2.masking import TrainingMasks, draw_masks
-from models.whisper import Whisper
+from models.family import SpeechModel
+from models.masking import TrainingMasks, draw_masks
 
 ROWS, FRAMES, TOKENS = 2, 16, 8  # batches are padded to multiples of these
 
 
-class GraphedWav2Vec2:
-    """wav2vec2 in training, on features of its frozen feature encoder.
+class GraphedCTC:
+    """A CTC model in training, on features of its frozen feature encoder.
 
     Args:
         model: In train mode whenever this is called.
     """
 
-    def __init__(self, model: Wav2Vec2) -> None:
+    def __init__(self, model: SpeechModel) -> None:
         self._model = model
-        self._graphed = GraphedLogits(_PaddedWav2Vec2(model))
+        self._graphed = GraphedLogits(_PaddedCTC(model))
 
     def __call__(self, features: Sequence[Tensor], draw: Draw | None = None) -> Tensor:
         """Map features (frames, C) of each utterance to logits (B, T, V).
@@ -61,14 +61,14 @@ class GraphedWav2Vec2:
         return logits[: len(lengths), : max(lengths)]
 
 
-class GraphedWhisper:
-    """Whisper in training.
+class GraphedSeq2Seq:
+    """A sequence-to-sequence model in training.
 
     Args:
         model: In train mode whenever this is called.
     """
 
-    def __init__(self, model: Whisper) -> None:
+    def __init__(self, model: SpeechModel) -> None:
         self._graphed = GraphedLogits(model)
 
     def __call__(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor:
@@ -80,15 +80,17 @@ class GraphedWhisper:
         return self._graphed(log_mel, decoder_ids)[:batch, :length]
 
 
-class _PaddedWav2Vec2(nn.Module):
-    def __init__(self, model: Wav2Vec2) -> None:
+class _PaddedCTC(nn.Module):
+    def __init__(self, model: SpeechModel) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(
         self, features: Tensor, is_frame: Tensor, frames: Tensor, channels: Tensor, layers: Tensor
     ) -> Tensor:
-        return self.model.masked_logits(features, is_frame, TrainingMasks(frames, channels, layers))
+        masks = TrainingMasks(frames, channels, layers)
+        logits: Tensor = self.model.masked_logits(features, is_frame, masks)
+        return logits
 
 
 def _up(size: int, step: int) -> int:

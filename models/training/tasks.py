@@ -4,25 +4,22 @@ A task takes a list of inputs (waveforms or log-mels, one tensor an utterance) a
 summed loss or the decoded ids, so that train.py and eval.py need not know the architecture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from models.ctc import beam_decode, greedy_decode
 from models.device import send
 from models.draw import Draw
 from models.dropout import set_fast_dropout
-from models.training.graphed_models import GraphedWav2Vec2, GraphedWhisper
-from models.wav2vec2 import Wav2Vec2
-from models.whisper import Whisper
-from models.whisper.decoding import DecodingOptions, decode
-from models.whisper.graphed_decoding import GreedyGraphs
-from models.whisper.spec_augment import SpecAugment
+from models.family import SpeechModel
+from models.spec_augment import SpecAugment
+from models.training.graphed_models import GraphedCTC, GraphedSeq2Seq
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,6 +35,10 @@ class Task(Protocol):
 
     def prepare(self, source: Tensor) -> Tensor:
         """Do once what is the same in every step: return an input to use in place of ``source``."""
+        ...
+
+    def prepares_with(self) -> dict[str, Tensor]:
+        """Return the weights that `prepare` computes with, none where it does nothing."""
         ...
 
     def loss(
@@ -78,9 +79,13 @@ class _PrecisionMixin:
         """Return ``source``: nothing can be done beforehand."""
         return source
 
+    def prepares_with(self) -> dict[str, Tensor]:
+        """Return {}: `prepare` computes nothing."""
+        return {}
+
 
 class CTCTask(_PrecisionMixin):
-    """Connectionist temporal classification with wav2vec2.
+    """Connectionist temporal classification.
 
     Inputs are waveforms (S,), or features (T, C) from :meth:`prepare`.
 
@@ -88,7 +93,9 @@ class CTCTask(_PrecisionMixin):
     is set to ``padding="packed"``, or "independent" on the plain path.
 
     Args:
-        model: The model; its parameters stay in float32.
+        model: A family's CTC model: it has a ``feature_encoder``, and the methods ``features``,
+            ``num_frames``, ``logits``, ``logits_from_features`` and, for graphs, ``masked_logits``
+            of ``models.wav2vec2.Wav2Vec2``. Its parameters stay in float32.
         blank_id: Id of the CTC blank.
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
         fast: Whether batches are packed, dropout is fast and, on CUDA, training steps on features
@@ -96,14 +103,14 @@ class CTCTask(_PrecisionMixin):
     """
 
     def __init__(
-        self, model: Wav2Vec2, blank_id: int, precision: str = "fp32", fast: bool = True
+        self, model: SpeechModel, blank_id: int, precision: str = "fp32", fast: bool = True
     ) -> None:
-        model.padding = "packed" if fast else "independent"
         set_fast_dropout(model, fast)
         self.model = model
+        self.model.padding = "packed" if fast else "independent"
         self.blank_id = blank_id
         self.precision = precision
-        self._graphed = GraphedWav2Vec2(model) if fast and _has_graphs(model) else None
+        self._graphed = GraphedCTC(model) if fast and _has_graphs(model) else None
 
     def loss(
         self,
@@ -139,10 +146,15 @@ class CTCTask(_PrecisionMixin):
             return None
         return f"{num_frames} frames can't align {len(target)} tokens with {repeats} repeats"
 
+    def prepares_with(self) -> dict[str, Tensor]:
+        """Return the feature encoder's weights where all of it is frozen."""
+        weights = dict(self.model.feature_encoder.named_parameters())
+        return {} if any(weight.requires_grad for weight in weights.values()) else weights
+
     @torch.no_grad()
     def prepare(self, source: Tensor) -> Tensor:
         """Return the features (T, C) on the model's device where the feature encoder is frozen."""
-        if any(p.requires_grad for p in self.model.feature_encoder.parameters()):
+        if not self.prepares_with():
             return source
         with self._autocast():
             features: Tensor = self.model.features(source[None].to(self._device))
@@ -165,15 +177,17 @@ class CTCTask(_PrecisionMixin):
 
 
 class Seq2SeqTask(_PrecisionMixin):
-    """Next-token prediction with whisper on log-mels of one common context.
+    """Next-token prediction on log-mels of one common context.
 
     Args:
-        model: The model; its parameters stay in float32.
-        decoding: ``start_ids``, ``eos_id``, ``suppress_ids``, ``begin_suppress_ids`` and
-            ``max_tokens`` (of the whole sequence, start ids included).
+        model: A family's sequence-to-sequence model: its ``logits`` takes log-mels (B, M, F) and
+            ids (B, L) and returns (B, L, V). Its parameters stay in float32.
+        generate: Takes log-mels (B, M, F) and a beam size; returns the new ids of each utterance,
+            without start ids and end.
+        decoding: ``start_ids``, ``eos_id`` and ``max_tokens`` (of the whole sequence, start ids
+            included).
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
-        fast: Whether dropout is fast and, on CUDA, training and greedy decoding replay graphs, or,
-            on a CPU, greedy decoding attends to the audio unprojected.
+        fast: Whether dropout is fast and, on CUDA, training replays graphs.
         spec_augment: What is hidden of each log-mel in training; None hides nothing.
         label_smoothing: Share of each target token that training spreads evenly over all tokens
             (Szegedy et al. 2015, arXiv:1512.00567, section 7).
@@ -181,8 +195,9 @@ class Seq2SeqTask(_PrecisionMixin):
 
     def __init__(
         self,
-        model: Whisper,
-        decoding: dict[str, Any],
+        model: SpeechModel,
+        generate: Callable[[Tensor, int], list[list[int]]],
+        decoding: Mapping[str, Any],
         precision: str = "fp32",
         fast: bool = True,
         spec_augment: SpecAugment | None = None,
@@ -192,18 +207,12 @@ class Seq2SeqTask(_PrecisionMixin):
         self.model = model
         self.spec_augment = spec_augment
         self.label_smoothing = label_smoothing
-        self.options = DecodingOptions(
-            start_ids=tuple(decoding["start_ids"]),
-            eos_id=decoding["eos_id"],
-            max_tokens=decoding["max_tokens"],
-            suppress_ids=tuple(decoding["suppress_ids"]),
-            begin_suppress_ids=tuple(decoding["begin_suppress_ids"]),
-        )
+        self._generate = generate
+        self._start_ids = list(decoding["start_ids"])
+        self._eos_id = decoding["eos_id"]
+        self._max_tokens = decoding["max_tokens"]
         self.precision = precision
-        self._fast = fast
-        graphs = fast and _has_graphs(model)
-        self._graphed = GraphedWhisper(model) if graphs else None
-        self._greedy_graphs = GreedyGraphs() if graphs else None
+        self._graphed = GraphedSeq2Seq(model) if fast and _has_graphs(model) else None
 
     def loss(
         self,
@@ -215,8 +224,8 @@ class Seq2SeqTask(_PrecisionMixin):
 
         In training it is that of smoothed labels and log-mels with something hidden.
         """
-        start, ignored = list(self.options.start_ids), -100
-        sequences = [torch.tensor([*start, *t, self.options.eos_id]) for t in targets]
+        start, ignored = self._start_ids, -100
+        sequences = [torch.tensor([*start, *t, self._eos_id]) for t in targets]
         ids = pad_sequence(sequences, batch_first=True, padding_value=ignored)  # (B, L + 1)
         labels = send(ids[:, len(start) :], self._device)
         decoder_ids = send(ids[:, :-1].clamp(min=0), self._device)  # any id pads: labels ignore it
@@ -239,52 +248,32 @@ class Seq2SeqTask(_PrecisionMixin):
     def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
         """Return new ids, without start ids and end."""
         log_mel = send(torch.stack(list(inputs)), self._device)
-        options = DecodingOptions(**{**vars(self.options), "beam_size": beam_size})
         with self._autocast():
-            return decode(self.model, log_mel, options, self._fast, self._greedy_graphs)
+            return self._generate(log_mel, beam_size)
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
         """Say so where the target is longer than the decoder's positions."""
-        needed = len(self.options.start_ids) + len(target) + 1
-        if needed <= self.options.max_tokens:
+        needed = len(self._start_ids) + len(target) + 1
+        if needed <= self._max_tokens:
             return None
-        return f"{needed} tokens exceed the decoder's {self.options.max_tokens}"
+        return f"{needed} tokens exceed the decoder's {self._max_tokens}"
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _has_graphs(model: nn.Module) -> bool:
-    return next(model.parameters()).device.type == "cuda"
-
-
-def build_task(
-    model: nn.Module,
-    decoding: dict[str, Any],
-    precision: str = "fp32",
-    fast: bool = True,
-    spec_augment: SpecAugment | None = None,
-    label_smoothing: float = 0.0,
-) -> Task:
-    """Build the task of ``model``.
-
-    Args:
-        model: A ``Wav2Vec2`` or ``Whisper``.
-        decoding: The checkpoint's decoding settings.
-        precision: "fp32", "bf16" or "fp16".
-        fast: Whether to take the fast paths; the plain ones give the same numbers.
-        spec_augment: What training hides of whisper's log-mels; wav2vec2's config has its own.
-        label_smoothing: Of a sequence-to-sequence loss.
+def check_precision(precision: str, device: torch.device) -> None:
+    """Check that a device computes in a precision.
 
     Raises:
         ValueError: If ``precision`` is unknown, or fp16 is asked for on the CPU.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}")
-    if precision == "fp16" and next(model.parameters()).device.type == "cpu":
+    if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
-    if isinstance(model, Wav2Vec2):
-        return CTCTask(model, decoding["blank_id"], precision, fast)
-    assert isinstance(model, Whisper)
-    return Seq2SeqTask(model, decoding, precision, fast, spec_augment, label_smoothing)
+
+
+def _has_graphs(model: SpeechModel) -> bool:
+    return next(model.parameters()).device.type == "cuda"

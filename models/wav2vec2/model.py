@@ -14,7 +14,7 @@ Source:
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,11 @@ from models.attention import FeedForward, MultiHeadAttention
 from models.device import send
 from models.draw import Draw
 from models.dropout import Dropout
+from models.family import SpeechModel
+from models.masking import TrainingMasks, draw_masks, hide
 from models.packing import Packing
 from models.wav2vec2.config import Wav2Vec2Config
 from models.wav2vec2.convs import FeatureEncoder, PositionalConv
-from models.wav2vec2.masking import TrainingMasks, draw_masks, hide
 
 PRUNE_SCOPES = {
     "encoder": r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|ffn\.fc[12])\.(weight|bias)"
@@ -148,7 +149,7 @@ class Encoder(nn.Module):
         return packing.unpack(x)
 
 
-class Wav2Vec2(nn.Module):
+class Wav2Vec2(SpeechModel):
     """wav2vec 2.0 with a CTC head.
 
     The weights start random: linear N(0, 0.02) with zero bias, convolutions Kaiming normal, mask
@@ -166,7 +167,8 @@ class Wav2Vec2(nn.Module):
             give the same numbers.
     """
 
-    family: ClassVar[str] = "wav2vec2"
+    family = "wav2vec2"
+    config: Wav2Vec2Config
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()

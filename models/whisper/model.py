@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.attention import FeedForward, KeysValues, MultiHeadAttention
 from models.dropout import Dropout
+from models.family import SpeechModel
 from models.whisper.config import WhisperConfig
 from models.whisper.kv_cache import KVCache, LayerCache, Source
 
@@ -179,7 +180,7 @@ class TextDecoder(nn.Module):
         return [layer.cross_attn.keys_values(encoded) for layer in layers]
 
 
-class Whisper(nn.Module):
+class Whisper(SpeechModel):
     """Whisper with the output head tied to the token embedding.
 
     Fresh weights are drawn from N(0, 0.02) on torch's global generator, biases are 0, and the
@@ -199,6 +200,7 @@ class Whisper(nn.Module):
     """
 
     family = "whisper"
+    config: WhisperConfig
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()

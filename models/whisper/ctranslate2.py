@@ -10,6 +10,7 @@ Source:
 
 import re
 import struct
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import Whisper, WhisperConfig
-from models.checkpoint import Checkpoint
-from models.convert.files import read_json
-from models.convert.keymap import WHISPER_CTRANSLATE2, load_renamed
+from models.family import LogMel, Settings
+from models.files import read_json
 from models.tokenizers import ByteBPETokenizer
+from models.weights import ATTENTION_LEAVES, KeyMap, load_renamed
+from models.whisper.config import WhisperConfig
+from models.whisper.model import Whisper
 
 Arrays = dict[str, np.ndarray]
 
@@ -52,14 +54,48 @@ _IGNORED = (
 )
 
 
-def load_ctranslate2(folder: Path) -> Checkpoint:
+# CTranslate2 writes "/" and layer_0; its reader makes "." and layers.0 of them, and splits the
+# fused projections.
+_KEYS = KeyMap(
+    prefix="",
+    pairs={
+        "encoder.conv1": "encoder.conv1",
+        "encoder.conv2": "encoder.conv2",
+        "decoder.embeddings": "decoder.token_embedding",
+        "decoder.layers.{}.attention.layer_norm": "decoder.layers.{}.cross_attn_norm",
+        **{
+            f"decoder.layers.{{}}.attention.{leaf}": f"decoder.layers.{{}}.cross_attn.{leaf}"
+            for leaf in ATTENTION_LEAVES
+        },
+        **{
+            f"{side}.{foreign}": f"{side}.{native}"
+            for side in ("encoder", "decoder")
+            for foreign, native in {
+                "position_encodings.encodings": "positions",
+                "layer_norm": "final_norm",
+                **{
+                    f"layers.{{}}.self_attention.{leaf}": f"layers.{{}}.self_attn.{leaf}"
+                    for leaf in ATTENTION_LEAVES
+                },
+                "layers.{}.self_attention.layer_norm": "layers.{}.attn_norm",
+                "layers.{}.ffn.linear_0": "layers.{}.ffn.fc1",
+                "layers.{}.ffn.linear_1": "layers.{}.ffn.fc2",
+                "layers.{}.ffn.layer_norm": "layers.{}.ffn_norm",
+            }.items()
+        },
+    },
+    dropped=("decoder.projection.weight",),  # the tied head's second name
+)
+
+
+def load_ctranslate2(folder: Path) -> tuple[Whisper, Settings]:
     """Read a CTranslate2 whisper folder.
 
     Args:
         folder: Holds ``model.bin``, ``config.json`` and, for text, ``tokenizer.json``.
 
     Returns:
-        Checkpoint with float32 weights; full audio context.
+        Model with float32 weights, and settings with the full audio context.
 
     Raises:
         ValueError: If a file is missing or damaged, the model is no whisper, or a variable is
@@ -80,20 +116,16 @@ def load_ctranslate2(folder: Path) -> Checkpoint:
         ):
             raise ValueError("its output head differs from the token embedding: use a tied model")
         model = Whisper(_config(tensors, heads))
-        load_renamed(model, tensors, WHISPER_CTRANSLATE2)
+        load_renamed(model, tensors, _KEYS)
     except KeyError as error:
         raise ValueError(f"{folder}/model.bin has no {error.args[0]}: not a whole model") from None
     except ValueError as error:
         raise ValueError(f"{folder}/model.bin: {error}") from None
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = ByteBPETokenizer.from_json(tokenizer_file) if tokenizer_file.is_file() else None
-    return Checkpoint(
-        model=model,
-        tokenizer=tokenizer,
-        frontend={"kind": "log_mel", "num_mels": model.config.num_mels, "audio_ctx": None},
-        decoding=_decoding(folder / "config.json", model, tokenizer),
-        run={"converted_from": "CTranslate2"},
-    )
+    frontend = asdict(LogMel(num_mels=model.config.num_mels))
+    decoding = _decoding(folder / "config.json", model, tokenizer)
+    return model, Settings(tokenizer, frontend, decoding)
 
 
 def read_model_bin(path: Path) -> Arrays:

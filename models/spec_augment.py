@@ -1,4 +1,4 @@
-"""SpecAugment: what whisper's training hides of a log-mel.
+"""SpecAugment: what training hides of a log-mel.
 
 Shape letters: B batch, M mels, F mel frames.
 """

@@ -1,14 +1,17 @@
-"""What wav2vec 2.0 hides while training: spans of frames and channels, and whole layers."""
+"""Masks of wav2vec 2.0 and its kin in training: spans of frames and channels, whole layers.
+
+Shape letters: B batch, T encoder frames, D d_model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.device import send
 from models.draw import Draw
-from models.wav2vec2.config import Wav2Vec2Config
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,15 @@ class TrainingMasks:
 
 
 def draw_masks(
-    lengths: Sequence[int], width: int, config: Wav2Vec2Config, draw: Draw | None = None
+    lengths: Sequence[int], width: int, config: Any, draw: Draw | None = None
 ) -> TrainingMasks:
     """Draw what a training step hides.
 
     Args:
         lengths: Valid frames of each utterance; padding is not masked.
         width: Frames of a row, padding included.
-        config: Holds ``mask_time_*``, ``mask_channel_*`` and ``layer_drop``.
+        config: Holds ``mask_time_*``, ``mask_channel_*``, ``layer_drop``, ``d_model`` and
+            ``num_layers``, as ``Wav2Vec2Config`` does.
         draw: Where random numbers come from; None seeds it from torch's global CPU generator.
 
     Returns:

@@ -1,0 +1,89 @@
+"""Hugging Face's tokenizer files of the tokenizers that models of any family may have."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from models.tokenizers.subword import SubwordTokenizer
+from models.tokenizers.symbols import SymbolTokenizer
+
+
+def fast_tokenizer_files(
+    content: dict[str, Any], special: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Return the files of a tokenizer that transformers loads as PreTrainedTokenizerFast.
+
+    Args:
+        content: What differs in ``tokenizer.json``, from `phones_json` or `unigram_json`.
+        special: Special tokens by the name that transformers gives their role.
+    """
+    return {
+        "tokenizer.json": {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "normalizer": None,
+            "post_processor": None,
+            **content,
+        },
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **special},
+        "special_tokens_map.json": special,
+    }
+
+
+def phones_json(tokenizer: SymbolTokenizer) -> dict[str, Any]:
+    """Describe phones, which stand between spaces, in the terms of ``tokenizer.json``."""
+    special = {i for i in (tokenizer.eos_id, *(tokenizer.start_ids or ())) if i is not None}
+    return {
+        "added_tokens": [_added(tokenizer.symbols[i], i) for i in sorted(special)],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {symbol: i for i, symbol in enumerate(tokenizer.symbols)},
+            "unk_token": "<unk>",
+        },
+    }
+
+
+def unigram_json(tokenizer: SubwordTokenizer) -> dict[str, Any]:
+    """Describe a SentencePiece model in the terms of ``tokenizer.json``."""
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(
+        model_proto=base64.b64decode(tokenizer.spec()["model"])
+    )
+    size = pieces.GetPieceSize()
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    return {
+        "added_tokens": [
+            _added(pieces.IdToPiece(i), i)
+            for i in range(size)
+            if pieces.IsControl(i) or pieces.IsUnknown(i)
+        ],
+        "pre_tokenizer": metaspace,
+        "decoder": metaspace,
+        "model": {
+            "type": "Unigram",
+            "unk_id": pieces.unk_id(),
+            "vocab": [[pieces.IdToPiece(i), pieces.GetScore(i)] for i in range(size)],
+            "byte_fallback": False,
+        },
+    }
+
+
+def _added(token: str, token_id: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token_id, "content": token, **flags, "special": True}
+
+
+def symbols_by_id(vocab: Mapping[str, int]) -> list[str]:
+    """Return the symbols of a ``vocab.json`` in the order of their ids.
+
+    Raises:
+        ValueError: If the ids are not 0 and up, each once.
+    """
+    symbols = sorted(vocab, key=lambda symbol: vocab[symbol])
+    if [vocab[symbol] for symbol in symbols] != list(range(len(symbols))):
+        raise ValueError(f"the vocabulary's ids are not 0 to {len(symbols) - 1}, each once")
+    return symbols

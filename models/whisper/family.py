@@ -1,0 +1,131 @@
+"""The record of Whisper, and its presets."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.family import Family, ForeignFormat, LogMel, Preset, Recipe
+from models.spec_augment import SpecAugment
+from models.tokenizers import Tokenizer
+from models.training.tasks import Seq2SeqTask
+from models.whisper.config import DecodingOptions, WhisperConfig
+from models.whisper.ctranslate2 import load_ctranslate2
+from models.whisper.decoding import decode
+from models.whisper.graphed_decoding import GreedyGraphs
+from models.whisper.hugging_face import HUGGING_FACE
+from models.whisper.model import PRUNE_SCOPES, Whisper
+
+BASE = {
+    "d_model": 512,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_heads": 8,
+    "decoder_heads": 8,
+    "encoder_ffn_dim": 2048,
+    "decoder_ffn_dim": 2048,
+}
+SMALL = {
+    "d_model": 768,
+    "encoder_layers": 12,
+    "decoder_layers": 12,
+    "encoder_heads": 12,
+    "decoder_heads": 12,
+    "encoder_ffn_dim": 3072,
+    "decoder_ffn_dim": 3072,
+}
+DEMO = {
+    "d_model": 96,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_heads": 2,
+    "decoder_heads": 2,
+    "encoder_ffn_dim": 384,
+    "decoder_ffn_dim": 384,
+    "vocab_size": 64,
+}
+EMBEDDING_STD = 0.02
+
+
+def _task(
+    model: Whisper,
+    decoding: Mapping[str, Any],
+    precision: str,
+    fast: bool,
+    spec_augment: SpecAugment | None,
+    label_smoothing: float,
+) -> Seq2SeqTask:
+    options = DecodingOptions(
+        start_ids=tuple(decoding["start_ids"]),
+        eos_id=decoding["eos_id"],
+        max_tokens=decoding["max_tokens"],
+        suppress_ids=tuple(decoding["suppress_ids"]),
+        begin_suppress_ids=tuple(decoding["begin_suppress_ids"]),
+    )
+    is_on_gpu = model.decoder.positions.device.type == "cuda"
+    graphs = GreedyGraphs() if fast and is_on_gpu else None  # kept from one batch to the next
+
+    def generate(log_mel: Tensor, beam_size: int) -> list[list[int]]:
+        return decode(model, log_mel, replace(options, beam_size=beam_size), fast, graphs)
+
+    return Seq2SeqTask(model, generate, decoding, precision, fast, spec_augment, label_smoothing)
+
+
+def _reset_vocabulary(model: Whisper, old: Tokenizer | None, new: Tokenizer) -> dict[str, Any]:
+    """Give the tied embedding a row for each symbol of ``new``.
+
+    A row is the mean of the rows of the symbol's spelling in ``old``, or random where there was
+    none. Nothing is suppressed in decoding.
+    """
+    model.reset_vocabulary(_new_embedding(model, old, new))
+    return {
+        "start_ids": list(new.start_ids or ()),
+        "eos_id": new.eos_id,
+        "suppress_ids": [],
+        "begin_suppress_ids": [],
+    }
+
+
+def _new_embedding(model: Whisper, old: Tokenizer | None, new: Tokenizer) -> Tensor:
+    weight = model.decoder.token_embedding.weight.detach()
+    embedding = torch.randn(new.vocab_size, weight.shape[1]) * EMBEDDING_STD
+    if old is None:
+        return embedding
+    for i in range(new.vocab_size):
+        if spelling := old.encode(" " + new.decode([i])):
+            embedding[i] = weight[spelling].mean(0)
+    if old.eos_id is not None and new.eos_id is not None:
+        embedding[new.eos_id] = weight[old.eos_id]
+    if old.start_ids and new.start_ids:
+        embedding[new.start_ids[0]] = weight[old.start_ids[0]]
+    return embedding
+
+
+FAMILY = Family(
+    model=Whisper,
+    config=WhisperConfig,
+    presets={
+        "whisper-tiny": Preset(hub_id="openai/whisper-tiny"),
+        "whisper-base": Preset(BASE, "openai/whisper-base"),
+        "whisper-small": Preset(SMALL, "openai/whisper-small"),
+        "whisper-demo": Preset(DEMO),
+    },
+    prune_scopes=PRUNE_SCOPES,
+    head=("decoder.token_embedding.weight",),
+    front_end=lambda config: LogMel(num_mels=config.num_mels),
+    seq2seq=True,
+    targets=("phone", "text", "subword"),
+    task=_task,
+    reset_vocabulary=_reset_vocabulary,
+    # 8 utterances of 8 s, the batch and rate at which both dense and PARP fine-tuning did best
+    # among those tried (docs/results.md).
+    recipe=Recipe(lr=5e-5, head_lr=5e-4, batch_seconds=64.0, epochs=10, hold=0.0),
+    target_recipes={
+        "phone": Recipe(lr=1e-4, head_lr=5e-4, batch_seconds=64.0, epochs=10, hold=0.0)
+    },
+    decode_seconds=960.0,  # 32 utterances of 30 s
+    hugging_face=HUGGING_FACE,
+    formats=(ForeignFormat("CTranslate2", "model.bin", load_ctranslate2),),
+)
