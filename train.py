@@ -20,7 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batching import BatchSampler
-from data.inputs import DataOptions, batch_sampler, resolve_data
+from data.inputs import (
+    DataOptions,
+    batch_sampler,
+    check_context,
+    free_bytes,
+    model_input,
+    resolve_data,
+)
 from data.options import option, parse_options
 from data.phones import PHONE_SETS
 from data.run_folder import (
@@ -64,6 +71,13 @@ from models.initial import (
     set_frozen,
     set_regularisation,
 )
+from models.training.distill import (
+    SELF,
+    Distillation,
+    DistillOptions,
+    check_teacher,
+    find_teacher,
+)
 from models.training.optim import Optimizer, build_optimizer
 from models.training.recipes import FitOptions, recipe_of
 from models.training.tasks import Task
@@ -78,7 +92,7 @@ MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "step
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(DataOptions, FitOptions, PruneOptions):
+class TrainOptions(DataOptions, FitOptions, DistillOptions, PruneOptions):
     """The run."""
 
     model: str = option("architecture", choices=tuple(MODEL_NAMES))
@@ -108,6 +122,7 @@ class Run:
     params: dict[str, Tensor]
     schedule: Schedule
     sampler: BatchSampler
+    train: list[Utterance]
     inputs: Sequence[Tensor]
     targets: list[list[int]]
     dev: list[Utterance]
@@ -115,6 +130,7 @@ class Run:
     world: World
     log: EventLog
     eval_every: int
+    distillation: Distillation | None = None
     optimizer: Optimizer = field(init=False)
     steps: int = 0
     step: int = 0
@@ -129,6 +145,7 @@ def fit(run: Run) -> bool:
     with interrupts() as interrupted, bar:
         while run.step < run.steps:
             started = time.perf_counter()
+            teach_itself(run)
             loss, grad_norm = optimizer_step(run)
             run.step += 1
             reprune = run.schedule.after_step(run.params, run.step)
@@ -166,6 +183,8 @@ def fit_stages(run: Run) -> bool:
             best = dict(load_checkpoint(run.out / "best.pt").model.named_parameters())
             stage = Stage({name: best[name] for name in run.params}, run.step, run.seconds)
             if run.world.writes:
+                if run.options.teacher == SELF and run.schedule.stage == 0:
+                    shutil.copyfile(run.out / "best.pt", run.out / "teacher.pt")
                 save_stage(run.out, name, stage)
         if is_last:
             return True
@@ -230,7 +249,11 @@ def add_gradients(
     seed = BATCH_SEEDS * run.options.seed + run.step * run.options.grad_accum + number
     try:
         inputs, targets = [run.inputs[i] for i in mine], [run.targets[i] for i in mine]
-        loss = run.task.loss(inputs, targets, Draw(seed, rows)) / num_tokens
+        draw = Draw(seed, rows)
+        if run.distillation is None:
+            loss = run.task.loss(inputs, targets, draw) / num_tokens
+        else:
+            loss = run.distillation.loss(mine, inputs, draw) / num_tokens
         run.optimizer.backward(loss)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
@@ -241,6 +264,81 @@ def add_gradients(
             f"{longest:.1f} s: lower --batch-seconds (and raise --grad-accum)"
         ) from None
     return loss.detach()
+
+
+def learn_from(run: Run, path: Path) -> None:
+    """Let the run learn from the model in the checkpoint ``path`` too, from its next step on.
+
+    Raises:
+        ValueError: If it can't, or has begun with another teacher.
+    """
+    options, student = run.options, run.checkpoint
+    device = next(student.model.parameters()).device
+    teacher = load_checkpoint(path, device=device)
+    lengths = [utterance.num_samples for utterance in run.train]
+    check_teacher(str(path), teacher, student, lengths, options.distill_hidden > 0)
+
+    about = {
+        "path": options.teacher,
+        "weights_hash": weights_hash(dict(teacher.model.named_parameters())),
+        "cost": teacher_cost(path, teacher) if options.teacher != SELF else None,
+    }
+    begun_with = student.run.get("teacher") or about
+    if begun_with["weights_hash"] != about["weights_hash"]:
+        raise ValueError(
+            f"{path} has other weights than the teacher that this run began with: put those back, "
+            "or begin anew in another folder"
+        )
+    student.run["teacher"] = begun_with
+
+    task = build_task(teacher.model, teacher.decoding, run.task.precision, options.fast)
+    shares = takes_same_inputs(teacher, student, options.precompute)
+    if teacher.frontend["kind"] == "log_mel":
+        check_context(run.train, teacher.frontend["audio_ctx"])
+
+    def input_of(i: int) -> Tensor:
+        return run.inputs[i] if shares else model_input(run.train[i], teacher.frontend)
+
+    memory = free_bytes(device) / 4
+    run.distillation = Distillation(run.task, task, input_of, run.targets, options, memory)
+
+
+def takes_same_inputs(teacher: Checkpoint, student: Checkpoint, precomputed: bool) -> bool:
+    """Say whether what the student is fed is also what the teacher takes.
+
+    Features of a frozen feature encoder are, where the teacher has the same one.
+    """
+    if teacher.frontend != student.frontend:
+        return False
+    if not precomputed or student.run["freeze"] != "feature_encoder":
+        return True
+    models: list[Any] = [teacher.model, student.model]
+    hashes = [weights_hash(dict(each.feature_encoder.named_parameters())) for each in models]
+    return hashes[0] == hashes[1]
+
+
+def teacher_cost(path: Path, teacher: Checkpoint) -> dict[str, Any]:
+    """Return what training a teacher has taken, as far as its folder and its file tell."""
+    if (path.parent / "results.json").is_file():
+        cost: dict[str, Any] = read_json(path.parent / "results.json")["cost"]
+        return cost
+    steps = teacher.run.get("step", 0)
+    return {"fine_tuning_runs": int(steps > 0), "steps": steps, "training_seconds": 0.0}
+
+
+def teach_itself(run: Run) -> None:
+    """Where this run is its own teacher and past its dense phase, let it learn from that."""
+    if run.options.teacher != SELF or run.distillation is not None:
+        return
+    dense_steps = run.schedule.dense_steps
+    if run.schedule.stage == 0 and (run.step < dense_steps or not dense_steps):
+        return
+    path = run.out / "teacher.pt"
+    if run.schedule.stage == 0 and run.step == dense_steps:
+        if run.world.writes:
+            save_checkpoint(path, replace(run.checkpoint, masks={}, training=None))
+        run.world.wait()
+    learn_from(run, path)
 
 
 def log_step(run: Run, loss: Tensor, grad_norm: Tensor, reprune: Reprune | None) -> None:
@@ -344,6 +442,7 @@ def build_run(
         params=select_parameters(dict(model.named_parameters()), about["scope_pattern"]),
         schedule=build_schedule(about["method"], options),
         sampler=sampler,
+        train=train,
         inputs=read_inputs(task, checkpoint, train, options, out),
         targets=targets,
         dev=dev,
@@ -352,6 +451,8 @@ def build_run(
         log=EventLog(out / "metrics.jsonl", at, world.writes),
         eval_every=options.eval_every or steps_per_epoch,
     )
+    if options.teacher and options.teacher != SELF:
+        learn_from(run, find_teacher(options.teacher, out))
     if world.writes:
         write_manifest([*train, *dev], out / "manifest.tsv")
     if training is not None:
@@ -406,7 +507,14 @@ def check_options(options: TrainOptions) -> Corpus:
         able = ", ".join(name for name, cls in SCHEDULES.items() if cls.takes_masks)
         raise ValueError(f"--init-mask is not for {method_of(options)}: use it with {able}")
     recipe_of(options.model, options.target, options)
-    locate_run(options.out, options.resume)
+    out, _ = locate_run(options.out, options.resume)
+    if options.teacher == SELF and not schedule.has_dense_phase:
+        raise ValueError(
+            f"--teacher self is not for {method_of(options)}, which has no dense phase before its "
+            "end: give a finished dense run"
+        )
+    if options.teacher and options.teacher != SELF:
+        find_teacher(options.teacher, out)
     problems = []
     try:
         corpus = load_corpus(resolve_data(options.data), options.subset)
@@ -469,7 +577,6 @@ def final_report(run: Run) -> dict[str, Any]:
     if run.world.writes:
         write_alignments(run.out / "test.jsonl", test)
     initial = load_checkpoint(run.out / "initial.pt")
-    stages = [load_stage(run.out, name) for name in run.schedule.stages[:-1]]
     options = asdict(run.options)
     return (
         results(test, best, "test")
@@ -479,14 +586,24 @@ def final_report(run: Run) -> dict[str, Any]:
             "skipped_steps": run.optimizer.check(),
             "pruning": {each.name: options[each.name] for each in fields(PruneOptions)}
             | {key: best.run[key] for key in ("scope", "biases")},
-            "cost": {
-                "fine_tuning_runs": len(run.schedule.stages),
-                "steps": run.step + sum(stage.steps for stage in stages),
-                "training_seconds": run.seconds + sum(stage.seconds for stage in stages),
-            },
+            "teacher": run.checkpoint.run.get("teacher"),
+            "cost": total_cost(run),
         }
         | describe_weights(best, initial)
     )
+
+
+def total_cost(run: Run) -> dict[str, Any]:
+    """Return what the run has taken, its earlier stages and its teacher included."""
+    stages = [load_stage(run.out, name) for name in run.schedule.stages[:-1]]
+    cost = {
+        "fine_tuning_runs": len(run.schedule.stages),
+        "steps": run.step + sum(stage.steps for stage in stages),
+        "training_seconds": run.seconds + sum(stage.seconds for stage in stages),
+    }
+    teacher = run.checkpoint.run.get("teacher") or {}
+    of_teacher = teacher.get("cost") or {}
+    return {key: value + of_teacher.get(key, 0) for key, value in cost.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

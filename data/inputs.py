@@ -176,7 +176,7 @@ def load_inputs(
         cache: Folder of caches for this and later runs.
     """
     if cache is None:
-        needed, free = _estimate_bytes(utterances, compute), _free_bytes(device)
+        needed, free = _estimate_bytes(utterances, compute), free_bytes(device)
         if 4 * needed <= free:
             return LazyInputs(lambda i: compute(utterances[i]).to(device), len(utterances))
         tqdm.write(
@@ -186,7 +186,7 @@ def load_inputs(
         )
     inputs = _map_inputs(utterances, compute, about, cache or spill)
     bytes_mapped = sum(tensor.nbytes for tensor in inputs)
-    if device.type == "cpu" or 4 * bytes_mapped > _free_bytes(device):
+    if device.type == "cpu" or 4 * bytes_mapped > free_bytes(device):
         return inputs
     return LazyInputs(lambda i: inputs[i].to(device), len(inputs))
 
@@ -201,7 +201,8 @@ def _estimate_bytes(
     return sum(small + slope * (u.num_samples - short) for u in utterances)
 
 
-def _free_bytes(device: torch.device) -> float:
+def free_bytes(device: torch.device) -> float:
+    """Return the bytes of memory that are free on a device, infinity where it does not tell."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:

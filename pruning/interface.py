@@ -220,6 +220,11 @@ class Schedule:
         """Steps at the beginning of the stage under way in which nothing is pruned."""
         return 0
 
+    @property
+    def has_dense_phase(self) -> bool:
+        """Whether something is pruned, and trained on, after steps in which nothing was."""
+        return self.rewinds and len(self.stages) > 1
+
     def stage_steps(self, stage: int, full_steps: int) -> int:
         """Return the optimizer steps of ``stage`` where a full fine-tuning run has so many."""
         return full_steps

@@ -143,7 +143,7 @@ def test_inputs_that_memory_does_not_hold_are_kept_on_disk_with_a_line_that_says
 ) -> None:
     expected = [model_input(utterance, WAVEFORM) for utterance in utterances]
     free = sum(tensor.nbytes for tensor in expected) / share
-    monkeypatch.setattr(inputs_module, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(inputs_module, "free_bytes", lambda device: free)
     inputs = load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, spill=tmp_path)
     assert ("are kept on disk in" in capsys.readouterr().err) == spilled
     assert len(list(tmp_path.glob("*.bin"))) == spilled

@@ -6,6 +6,7 @@ summed loss or the decoded ids, so that train.py and eval.py need not know the a
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,34 @@ from models.spec_augment import SpecAugment
 from models.training.graphed_models import GraphedCTC, GraphedSeq2Seq
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Values at some places of each utterance, padded to the most.
+
+    Attributes:
+        values: (B, P, ...) floating; those after an utterance's last place are unspecified.
+        lengths: (B,) integer, on the CPU: places of each utterance, at least 1.
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model gives for a batch, as precise as it computes.
+
+    Attributes:
+        logits: Of every symbol, (B, P, V), at the places that the loss looks at: frames (CTC), or
+            what predicts the target tokens and the end (sequence-to-sequence).
+        states: What every layer leaves, (B, P, D) each, encoder first: at all frames and, in a
+            decoder, at the places of the logits. None where they were not asked for.
+    """
+
+    logits: Padded
+    states: Sequence[Padded] = ()
 
 
 class Task(Protocol):
@@ -52,6 +81,20 @@ class Task(Protocol):
         ``draw`` says where the random numbers of what training hides come from, by default torch's
         global CPU generator; dropout has the device's own.
         """
+        ...
+
+    def outputs(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Sequence[int]],
+        draw: Draw | None = None,
+        with_states: bool = False,
+    ) -> Outputs:
+        """Return what the model gives where it is to say ``targets``; arguments as for ``loss``."""
+        ...
+
+    def loss_of(self, outputs: Outputs, targets: Sequence[Sequence[int]]) -> Tensor:
+        """Return the loss of what the model gave, as ``loss`` does."""
         ...
 
     def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
@@ -119,11 +162,28 @@ class CTCTask(_PrecisionMixin):
         draw: Draw | None = None,
     ) -> Tensor:
         """Return the CTC loss summed over the batch; an utterance without an alignment adds 0."""
-        log_probs, num_frames = self._log_probs(inputs, draw)
+        return self.loss_of(self.outputs(inputs, targets, draw), targets)
+
+    def outputs(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Sequence[int]],
+        draw: Draw | None = None,
+        with_states: bool = False,
+    ) -> Outputs:
+        """Return logits at every frame; ``targets`` change nothing."""
+        states: list[Tensor] | None = [] if with_states else None
+        logits, num_frames = self._logits(inputs, draw, states)
+        layers = (states or [])[1:]  # the first is what goes into the layers
+        return Outputs(Padded(logits, num_frames), [Padded(x, num_frames) for x in layers])
+
+    def loss_of(self, outputs: Outputs, targets: Sequence[Sequence[int]]) -> Tensor:
+        """Return the CTC loss of logits, summed over the batch."""
+        log_probs = at_least_float32(outputs.logits.values).log_softmax(-1)
         return F.ctc_loss(
             log_probs.transpose(0, 1),  # (B, T, V) -> (T, B, V)
             send(torch.tensor([i for target in targets for i in target]), self._device),
-            num_frames,
+            outputs.logits.lengths,
             torch.tensor([len(target) for target in targets]),  # on the CPU: nothing waits
             blank=self.blank_id,
             reduction="sum",
@@ -133,7 +193,8 @@ class CTCTask(_PrecisionMixin):
     @torch.inference_mode()
     def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
         """Return collapsed ids: the best path, or the best prefix of a beam search."""
-        log_probs, num_frames = self._log_probs(inputs)
+        logits, num_frames = self._logits(inputs)
+        log_probs = at_least_float32(logits).log_softmax(-1)
         if beam_size == 1:
             return greedy_decode(log_probs, num_frames, self.blank_id)
         return beam_decode(log_probs, num_frames, self.blank_id, beam_size)
@@ -160,20 +221,22 @@ class CTCTask(_PrecisionMixin):
             features: Tensor = self.model.features(source[None].to(self._device))
         return features[0]
 
-    def _log_probs(
-        self, inputs: Sequence[Tensor], draw: Draw | None = None
+    def _logits(
+        self,
+        inputs: Sequence[Tensor],
+        draw: Draw | None = None,
+        states: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         lengths = torch.tensor([len(item) for item in inputs])
         are_features = inputs[0].dim() == 2
         num_frames = lengths if are_features else self.model.num_frames(lengths)
+        graphed = self._graphed if are_features and self.model.training else None
         with self._autocast():
-            if self._graphed and are_features and self.model.training:
-                logits = self._graphed(inputs, draw)
-            else:
-                padded = send(pad_sequence(list(inputs), batch_first=True), self._device)
-                score = self.model.logits_from_features if are_features else self.model.logits
-                logits = score(padded, lengths, draw)
-        return _at_least_float32(logits).log_softmax(-1), num_frames
+            if graphed and states is None:  # a captured graph gives logits alone
+                return graphed(inputs, draw), num_frames
+            padded = send(pad_sequence(list(inputs), batch_first=True), self._device)
+            score = self.model.logits_from_features if are_features else self.model.logits
+            return score(padded, lengths, draw, states), num_frames
 
 
 class Seq2SeqTask(_PrecisionMixin):
@@ -224,24 +287,47 @@ class Seq2SeqTask(_PrecisionMixin):
 
         In training it is that of smoothed labels and log-mels with something hidden.
         """
-        start, ignored = self._start_ids, -100
-        sequences = [torch.tensor([*start, *t, self._eos_id]) for t in targets]
-        ids = pad_sequence(sequences, batch_first=True, padding_value=ignored)  # (B, L + 1)
-        labels = send(ids[:, len(start) :], self._device)
-        decoder_ids = send(ids[:, :-1].clamp(min=0), self._device)  # any id pads: labels ignore it
+        return self.loss_of(self.outputs(inputs, targets, draw), targets)
+
+    def outputs(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Sequence[int]],
+        draw: Draw | None = None,
+        with_states: bool = False,
+    ) -> Outputs:
+        """Return logits of each target token and of the end, given the tokens before."""
+        start = self._start_ids
+        # Any id pads: no place looks at what comes later.
+        decoder_ids = send(_pad([[*start, *target] for target in targets], 0), self._device)
         log_mel = send(torch.stack(list(inputs)), self._device)
-        trains = self.model.training
-        if trains and self.spec_augment:
+        if self.model.training and self.spec_augment:
             log_mel = self.spec_augment(log_mel, draw)
-        graphed = self._graphed if trains else None
+        encoder_states: list[Tensor] = []
+        decoder_states: list[Tensor] = []
         with self._autocast():
-            logits = (graphed or self.model.logits)(log_mel, decoder_ids)
+            if with_states:
+                logits = self.model.logits(log_mel, decoder_ids, encoder_states, decoder_states)
+            else:  # a captured graph gives logits alone
+                graphed = self._graphed if self.model.training else None
+                logits = (graphed or self.model.logits)(log_mel, decoder_ids)
+
+        places = slice(len(start) - 1, None)  # the last start id predicts the first token
+        lengths = torch.tensor([len(target) + 1 for target in targets])
+        states = [Padded(x, torch.full_like(lengths, x.shape[1])) for x in encoder_states]
+        states += [Padded(x[:, places], lengths) for x in decoder_states]
+        return Outputs(Padded(logits[:, places], lengths), states)
+
+    def loss_of(self, outputs: Outputs, targets: Sequence[Sequence[int]]) -> Tensor:
+        """Return the cross-entropy of logits, summed over target tokens and ends."""
+        ignored = -100
+        labels = _pad([[*target, self._eos_id] for target in targets], ignored)
         return F.cross_entropy(
-            _at_least_float32(logits[:, len(start) - 1 :]).flatten(0, 1),
-            labels.flatten(),
+            at_least_float32(outputs.logits.values).flatten(0, 1),
+            send(labels, self._device).flatten(),
             ignore_index=ignored,
             reduction="sum",
-            label_smoothing=self.label_smoothing if trains else 0.0,
+            label_smoothing=self.label_smoothing if self.model.training else 0.0,
         )
 
     @torch.inference_mode()
@@ -259,8 +345,15 @@ class Seq2SeqTask(_PrecisionMixin):
         return f"{needed} tokens exceed the decoder's {self._max_tokens}"
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return ``logits`` as float32, or as they are where they are more precise."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _pad(sequences: Sequence[Sequence[int]], padding: int) -> Tensor:
+    """Return ids (B, L) on the CPU."""
+    rows = [torch.tensor(sequence) for sequence in sequences]
+    return pad_sequence(rows, batch_first=True, padding_value=padding)
 
 
 def check_precision(precision: str, device: torch.device) -> None:

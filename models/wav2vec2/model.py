@@ -203,7 +203,11 @@ class Wav2Vec2(SpeechModel):
         return self.logits(waveform, num_samples)
 
     def logits(
-        self, waveform: Tensor, num_samples: Tensor | None = None, draw: Draw | None = None
+        self,
+        waveform: Tensor,
+        num_samples: Tensor | None = None,
+        draw: Draw | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Score every symbol at every frame.
 
@@ -212,6 +216,7 @@ class Wav2Vec2(SpeechModel):
             num_samples: (B,) integer, samples of each utterance; None means no padding and no
                 attention mask.
             draw: In train mode where the numbers of `draw_masks` come from.
+            states: Where given, what `hidden_states` returns is appended.
 
         Returns:
             (B, T, V) before the softmax; frames after an utterance's last are unspecified. In
@@ -222,7 +227,7 @@ class Wav2Vec2(SpeechModel):
         """
         features = self.features(waveform, num_samples)
         num_frames = None if num_samples is None else self.num_frames(num_samples)
-        return self.logits_from_features(features, num_frames, draw)
+        return self.logits_from_features(features, num_frames, draw, states)
 
     def features(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """Run the convolutional feature encoder.
@@ -262,7 +267,11 @@ class Wav2Vec2(SpeechModel):
         return states
 
     def logits_from_features(
-        self, features: Tensor, num_frames: Tensor | None = None, draw: Draw | None = None
+        self,
+        features: Tensor,
+        num_frames: Tensor | None = None,
+        draw: Draw | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Score from the output of `features` (which may come from a cache).
 
@@ -270,6 +279,7 @@ class Wav2Vec2(SpeechModel):
             features: (B, T, C).
             num_frames: (B,) integer, frames of each utterance; None means no padding.
             draw: As for `logits`.
+            states: As for `logits`.
 
         Returns:
             (B, T, V), as `logits`.
@@ -277,7 +287,7 @@ class Wav2Vec2(SpeechModel):
         Raises:
             ValueError: If ``num_frames`` is not within [1, T].
         """
-        return self.head(self.head_dropout(self._encode(features, num_frames, draw)))
+        return self.head(self.head_dropout(self._encode(features, num_frames, draw, states)))
 
     def masked_logits(self, features: Tensor, valid_frames: Tensor, masks: TrainingMasks) -> Tensor:
         """Score as `logits_from_features` does in training, with nothing drawn or checked here.

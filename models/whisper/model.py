@@ -84,11 +84,13 @@ class AudioEncoder(nn.Module):
         x = F.gelu(self.conv2(x)).transpose(1, 2).contiguous()  # (B, D, T) -> (B, T, D)
         return self.dropout(x + self.positions[: x.shape[1]])
 
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """Encode log-mel (B, M, F) to (B, T, D)."""
+    def forward(self, log_mel: Tensor, states: list[Tensor] | None = None) -> Tensor:
+        """Encode log-mel (B, M, F) to (B, T, D); arguments as in ``Whisper.encode``."""
         x = self.embed(log_mel)
         for layer in self.layers:
             x = layer(x)
+            if states is not None:
+                states.append(x)
         return self.final_norm(x)
 
 
@@ -159,7 +161,11 @@ class TextDecoder(nn.Module):
         return self.dropout(self.token_embedding(decoder_ids) + self.positions[places])
 
     def forward(
-        self, decoder_ids: Tensor, encoded: Tensor | None = None, cache: KVCache | None = None
+        self,
+        decoder_ids: Tensor,
+        encoded: Tensor | None = None,
+        cache: KVCache | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Map ids (B, L) to final hidden states (B, L, D); arguments as in ``Whisper.decode``."""
         if cache is None:
@@ -168,6 +174,8 @@ class TextDecoder(nn.Module):
             x = self.embed(decoder_ids)
             for layer, cross in zip(self.layers, self.cross_keys_values(encoded), strict=True):
                 x = layer(x, cross)
+                if states is not None:
+                    states.append(x)
         else:
             x = self.embed(decoder_ids, cache.places(decoder_ids.shape[1]))
             for index, layer in enumerate(self.layers):
@@ -214,12 +222,21 @@ class Whisper(SpeechModel):
         """Same as `logits`, for wrappers that call the module."""
         return self.logits(log_mel, decoder_ids)
 
-    def logits(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor:
+    def logits(
+        self,
+        log_mel: Tensor,
+        decoder_ids: Tensor,
+        encoder_states: list[Tensor] | None = None,
+        decoder_states: list[Tensor] | None = None,
+    ) -> Tensor:
         """Score every next token of a given text.
 
         Args:
             log_mel: (B, M, F) floating, F up to twice ``audio_positions``.
             decoder_ids: (B, L) int64, start ids first.
+            encoder_states: Where given, the output (B, T, D) of every encoder layer is appended,
+                before the final norm.
+            decoder_states: The same of the decoder, (B, L, D).
 
         Returns:
             (B, L, V); position i scores what follows ``decoder_ids[:, i]``.
@@ -227,18 +244,23 @@ class Whisper(SpeechModel):
         Raises:
             ValueError: If the audio or the text is too long, or ``log_mel`` is of another shape.
         """
-        return self.decode(decoder_ids, self.encode(log_mel))
+        encoded = self.encode(log_mel, encoder_states)
+        return self.decode(decoder_ids, encoded, states=decoder_states)
 
-    def encode(self, log_mel: Tensor) -> Tensor:
+    def encode(self, log_mel: Tensor, states: list[Tensor] | None = None) -> Tensor:
         """Encode log-mel (B, M, F) to (B, T, D), T = ceil(F / 2).
 
         A shorter F than 30 s is a truncated context: the first T positions are used, as if the
         model had been built with ``audio_positions=T``.
 
+        Args:
+            log_mel: As for ``logits``.
+            states: Where given, every layer's output (B, T, D), before the final norm, is appended.
+
         Raises:
             ValueError: If T exceeds ``audio_positions`` or the shape is another.
         """
-        return self.encoder(log_mel)
+        return self.encoder(log_mel, states)
 
     def new_cache(self, encoded: Tensor, max_tokens: int, num_beams: int = 1) -> KVCache:
         """Make an empty cache for decoding ``encoded`` (B, T, D), its cross keys and values filled.
@@ -252,7 +274,11 @@ class Whisper(SpeechModel):
         return KVCache(cross, len(cross), max_tokens, num_beams)
 
     def decode(
-        self, decoder_ids: Tensor, encoded: Tensor | None = None, cache: KVCache | None = None
+        self,
+        decoder_ids: Tensor,
+        encoded: Tensor | None = None,
+        cache: KVCache | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Score the next token after each of the given ids.
 
@@ -261,6 +287,8 @@ class Whisper(SpeechModel):
             encoded: (B, T, D) from ``encode``; not read when there is a cache, which holds what
                 is needed of it.
             cache: From ``new_cache``; extended by the given ids in place.
+            states: Where given, and there is no cache, every layer's output (B, L, D), before the
+                final norm, is appended.
 
         Returns:
             (B, L, V), for the given ids only.
@@ -268,7 +296,7 @@ class Whisper(SpeechModel):
         Raises:
             ValueError: If the text is too long for the positions or the cache.
         """
-        return self.head(self.decoder(decoder_ids, encoded, cache))
+        return self.head(self.decoder(decoder_ids, encoded, cache, states))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Map the decoder's final hidden states (..., D) to logits (..., V)."""
