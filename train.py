@@ -77,6 +77,7 @@ from models.training.distill import (
     DistillOptions,
     check_teacher,
     find_teacher,
+    takes_same_inputs,
 )
 from models.training.optim import Optimizer, build_optimizer
 from models.training.recipes import FitOptions, recipe_of
@@ -146,14 +147,14 @@ def fit(run: Run) -> bool:
         while run.step < run.steps:
             started = time.perf_counter()
             teach_itself(run)
-            loss, grad_norm = optimizer_step(run)
+            losses, grad_norm = optimizer_step(run)
             run.step += 1
             reprune = run.schedule.after_step(run.params, run.step)
             if run.step == run.steps:
                 reprune = run.schedule.finish(run.params, run.step) or reprune
             if reprune and run.options.zero_moments:
                 run.optimizer.zero_moments(run.params, run.schedule.masks)
-            log_step(run, loss, grad_norm, reprune)
+            log_step(run, losses, grad_norm, reprune)
             run.seconds += time.perf_counter() - started
             bar.update()
             at = (run.schedule.stage, run.step)
@@ -221,26 +222,27 @@ def build_stage_optimizer(run: Run) -> None:
 
 
 def optimizer_step(run: Run) -> tuple[Tensor, Tensor]:
-    """Take one step; return the loss per target token and the gradient norm before clipping.
+    """Take one step; return the losses per target token and the gradient norm before clipping.
 
-    Both stay on the device: they are read when they are logged.
+    Both stay on the device: they are read when they are logged. The first loss is the one that is
+    minimised; with a teacher those follow that it is made of, see ``loss_names``.
     """
     batches = [run.sampler.next_batch() for _ in range(run.options.grad_accum)]
     num_tokens = sum(max(1, len(run.targets[i])) for batch in batches for i in batch)
-    loss = torch.zeros((), device=next(iter(run.params.values())).device)
+    losses = torch.zeros(len(loss_names(run)), device=next(iter(run.params.values())).device)
     with run.schedule.forward_weights(run.params, run.step + 1):
         for number, batch in enumerate(batches):
             if rows := run.world.share(range(len(batch))):
-                loss = loss + add_gradients(run, number, batch, rows, num_tokens)
+                losses = losses + add_gradients(run, number, batch, rows, num_tokens)
     run.world.sum_gradients(run.optimizer.gradients())
-    loss = run.world.sum(loss)
-    return loss, run.optimizer.step(run.step, loss)
+    losses = run.world.sum(losses)
+    return losses, run.optimizer.step(run.step, losses[0])
 
 
 def add_gradients(
     run: Run, number: int, batch: Sequence[int], rows: Sequence[int], num_tokens: int
 ) -> Tensor:
-    """Add the gradients of some rows of a batch to those of the step; return their loss.
+    """Add the gradients of some rows of a batch to those of the step; return their losses.
 
     Raises:
         ValueError: If the device has too little memory for the batch.
@@ -251,10 +253,10 @@ def add_gradients(
         inputs, targets = [run.inputs[i] for i in mine], [run.targets[i] for i in mine]
         draw = Draw(seed, rows)
         if run.distillation is None:
-            loss = run.task.loss(inputs, targets, draw) / num_tokens
+            losses = run.task.loss(inputs, targets, draw)[None] / num_tokens
         else:
-            loss = run.distillation.loss(mine, inputs, draw) / num_tokens
-        run.optimizer.backward(loss)
+            losses = run.distillation.losses(mine, inputs, draw) / num_tokens
+        run.optimizer.backward(losses[0])
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise  # a CPU without memory has no type of its own
@@ -263,7 +265,12 @@ def add_gradients(
             f"out of memory at step {run.step + 1}, on {len(mine)} utterances of up to "
             f"{longest:.1f} s: lower --batch-seconds (and raise --grad-accum)"
         ) from None
-    return loss.detach()
+    return losses.detach()
+
+
+def loss_names(run: Run) -> tuple[str, ...]:
+    """Return what the losses of a step are called in its event."""
+    return run.distillation.names if run.distillation else ("loss",)
 
 
 def learn_from(run: Run, path: Path) -> None:
@@ -292,7 +299,7 @@ def learn_from(run: Run, path: Path) -> None:
     student.run["teacher"] = begun_with
 
     task = build_task(teacher.model, teacher.decoding, run.task.precision, options.fast)
-    shares = takes_same_inputs(teacher, student, options.precompute)
+    shares = takes_same_inputs(teacher, student)
     if teacher.frontend["kind"] == "log_mel":
         check_context(run.train, teacher.frontend["audio_ctx"])
 
@@ -301,20 +308,6 @@ def learn_from(run: Run, path: Path) -> None:
 
     memory = free_bytes(device) / 4
     run.distillation = Distillation(run.task, task, input_of, run.targets, options, memory)
-
-
-def takes_same_inputs(teacher: Checkpoint, student: Checkpoint, precomputed: bool) -> bool:
-    """Say whether what the student is fed is also what the teacher takes.
-
-    Features of a frozen feature encoder are, where the teacher has the same one.
-    """
-    if teacher.frontend != student.frontend:
-        return False
-    if not precomputed or student.run["freeze"] != "feature_encoder":
-        return True
-    models: list[Any] = [teacher.model, student.model]
-    hashes = [weights_hash(dict(each.feature_encoder.named_parameters())) for each in models]
-    return hashes[0] == hashes[1]
 
 
 def teacher_cost(path: Path, teacher: Checkpoint) -> dict[str, Any]:
@@ -341,13 +334,14 @@ def teach_itself(run: Run) -> None:
     learn_from(run, path)
 
 
-def log_step(run: Run, loss: Tensor, grad_norm: Tensor, reprune: Reprune | None) -> None:
+def log_step(run: Run, losses: Tensor, grad_norm: Tensor, reprune: Reprune | None) -> None:
     """Write the events of the step just taken; raise ValueError where training has broken down."""
     at = (run.schedule.stage, run.step)
     if reprune is not None:
         run.log.write("reprune", *at, asdict(reprune))
     if run.step % run.options.log_every == 0 or run.step == run.steps:
-        values = {"loss": float(loss), "lr": run.optimizer.lr, "grad_norm": float(grad_norm)}
+        values = dict(zip(loss_names(run), losses.tolist(), strict=True))
+        values |= {"lr": run.optimizer.lr, "grad_norm": float(grad_norm)}
         values |= {"skipped": run.optimizer.check(), "seconds": run.seconds}
         run.log.write("train", *at, values)
 

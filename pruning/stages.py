@@ -19,6 +19,7 @@ FORMAT = "parp-stage"
 _PRUNING = {field.name for field in fields(PruneOptions)}
 _PRUNING -= {"seed", "rewind_step", "scope", "biases", "pattern"}  # these say what is handed on
 _MAY_DIFFER = {"dense": _PRUNING, "round": {"sparsity"}, "parp": set[str]()}
+_TEACHING = {"teacher", "distill_task", "distill_logits", "distill_hidden", "temperature"}
 _NEVER_MATTER = {"method", "out", "device", "resume", "reuse", "cache", "log_every", "patience"}
 
 
@@ -98,6 +99,8 @@ def finished_stage(folder: Path, name: str, options: Mapping[str, Any]) -> Stage
     _check_reusable(other, name, options, config["options"])
     if options["rewind_step"]:
         _copy(other / "rewind.pt", folder / "rewind.pt")
+    if options["teacher"] == "self" and _is_dense(name):
+        _copy(_dense_model(other, config["options"]), folder / "teacher.pt")
     _copy(_stage_path(other, name), _stage_path(folder, name))
     return load_stage(folder, name)
 
@@ -118,10 +121,31 @@ def _copy(source: Path, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _is_dense(name: str) -> bool:
+    """Say whether nothing is pruned in a stage."""
+    return name in ("dense", "round-1")
+
+
+def _dense_model(folder: Path, options: Mapping[str, Any]) -> Path:
+    """Return the file of the whole model that the dense stage of a run has left."""
+    if options.get("teacher") == "self":
+        return folder / "teacher.pt"
+    if options["method"] == "dense":
+        return folder / "best.pt"
+    raise ValueError(
+        f"{folder} keeps no whole model of its dense stage to learn from: give a dense run, or one "
+        "with --teacher self, to --reuse"
+    )
+
+
 def _check_reusable(
     folder: Path, name: str, options: Mapping[str, Any], other: Mapping[str, Any]
 ) -> None:
     may_differ = _MAY_DIFFER[name.split("-")[0]] | _NEVER_MATTER
+    # A run that is its own teacher learns from none until its dense stage is over.
+    untaught = {None, "self"} if _is_dense(name) else {None}
+    if {options["teacher"], other.get("teacher")} <= untaught:
+        may_differ |= _TEACHING
     differing = [k for k in options if k not in may_differ and options[k] != other.get(k)]
     if differing:
         shown = ", ".join(f"{key} is {other.get(key)!r} there" for key in differing)

@@ -104,37 +104,51 @@ class Distillation:
         self._targets = targets
         self._options = options
         self._kept: dict[int, list[Tensor]] = {}
+        weights = {
+            "task_loss": options.distill_task,
+            "logit_loss": options.distill_logits * options.temperature**2,
+            "hidden_loss": options.distill_hidden,
+        }
+        self._weights = {k: v for k, v in weights.items() if v or k == "task_loss"}
         self._memory_left = memory
 
-    def loss(
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What ``losses`` returns: the loss, then the terms of which it is the weighted sum."""
+        return ("loss", *self._weights)
+
+    def losses(
         self, utterances: Sequence[int], inputs: Sequence[Tensor], draw: Draw | None = None
     ) -> Tensor:
-        """Return the loss summed over some training utterances, at least a float32 scalar.
+        """Return the loss of some training utterances and its terms, each summed over them.
 
         Args:
             utterances: Their numbers.
             inputs: What the student is fed, one each.
             draw: Where the random numbers of what the student doesn't see come from.
-        """
-        options = self._options
-        targets = [self._targets[i] for i in utterances]
-        outputs = self._student.outputs(inputs, targets, draw, options.distill_hidden > 0)
-        loss = options.distill_task * self._student.loss_of(outputs, targets)
-        if not options.distill_logits and not options.distill_hidden:
-            return loss
 
-        taught = [self._taught(i) for i in utterances]
-        logits, *states = zip(*taught, strict=True)
-        if options.distill_logits:
-            squared = options.temperature**2
-            divergence = logit_divergence(outputs.logits, logits, options.temperature)
-            loss = loss + options.distill_logits * squared * divergence
-        if options.distill_hidden:
+        Returns:
+            Float32 or more precise, one each of ``names``; the first has the gradient.
+        """
+        weights = self._weights
+        targets = [self._targets[i] for i in utterances]
+        outputs = self._student.outputs(inputs, targets, draw, "hidden_loss" in weights)
+        terms = {"task_loss": self._student.loss_of(outputs, targets)}
+
+        if len(weights) > 1:
+            taught = [self._taught(i) for i in utterances]
+            logits, *states = zip(*taught, strict=True)
+        if "logit_loss" in weights:
+            temperature = self._options.temperature
+            terms["logit_loss"] = logit_divergence(outputs.logits, logits, temperature)
+        if "hidden_loss" in weights:
             tokens = [max(1, len(target)) for target in targets]
-            pairs = zip(outputs.states, states, strict=True)
-            distances = [state_distance(of_student, of, tokens) for of_student, of in pairs]
-            loss = loss + options.distill_hidden * torch.stack(distances).sum()
-        return loss
+            layers = zip(outputs.states, states, strict=True)
+            distances = [state_distance(student, of, tokens) for student, of in layers]
+            terms["hidden_loss"] = torch.stack(distances).sum()
+
+        weighted = [weight * terms[name] for name, weight in weights.items()]
+        return torch.stack([torch.stack(weighted).sum(), *terms.values()])
 
     def _taught(self, utterance: int) -> list[Tensor]:
         """Return the teacher's logits (P, V) and states (P, D), computed where they aren't kept.
@@ -148,7 +162,7 @@ class Distillation:
             outputs = self._teacher.outputs(
                 [self._input_of(utterance)],
                 [self._targets[utterance]],
-                with_states=self._options.distill_hidden > 0,
+                with_states="hidden_loss" in self._weights,
             )
         taught = [of.values[0].clone() for of in (outputs.logits, *outputs.states)]
 
@@ -212,6 +226,20 @@ def _is_place(padded: Padded) -> Tensor:
     """Return bool (B, P), False where there is padding."""
     width = padded.values.shape[1]
     return send(torch.arange(width) < padded.lengths[:, None], padded.values.device)
+
+
+def takes_same_inputs(teacher: Checkpoint, student: Checkpoint) -> bool:
+    """Say whether what the student is fed is also what the teacher takes.
+
+    Features of a feature encoder are, where the teacher's is the same.
+    """
+    if teacher.frontend != student.frontend:
+        return False
+    models: list[Any] = [teacher.model, student.model]
+    if not hasattr(student.model, "feature_encoder"):
+        return True
+    first, second = (model.feature_encoder.state_dict() for model in models)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def find_teacher(name: str, out: Path) -> Path:

@@ -10,6 +10,7 @@ from data.significance import pooled_interval
 from pruning.mask_file import load_masks
 from pruning.masks import mask_iou
 from pruning.report.records import (
+    TEACHING,
     Record,
     Runs,
     choose_tuned,
@@ -18,6 +19,7 @@ from pruning.report.records import (
     method_rank,
     setting,
     sparsity,
+    telling_options,
 )
 
 NOT_GROUPED = ("method", "sparsity", "lr", "seed")
@@ -130,8 +132,8 @@ class Group:
 def build_groups(records: Sequence[Record]) -> list[Group]:
     """Arrange ``records`` in groups and cells.
 
-    Options of pruning tell methods apart, all others groups; learning rates and seeds are gathered
-    in a cell, where the learning rate is the one that :func:`choose_tuned` chose.
+    Options of pruning and of teaching tell methods apart, all others groups; learning rates and
+    seeds are gathered in a cell, where the learning rate is the one that :func:`choose_tuned` chose.
     """
     chosen = choose_tuned(records)
     pruning = _pruning_options(records)
@@ -173,9 +175,9 @@ def _build_cells(
             tried.setdefault(learning_rate(record), []).append(record)
         mates = [record for record in records if record["results"]["method"] == method]
         options = [
-            f" {name}={runs[0]['options'].get(name)}"
+            f" {name}={telling_options(runs[0]).get(name)}"
             for name in sorted(pruning)
-            if _differ(mates, name)
+            if _is_shown(name, runs[0], mates)
         ]
         best = [record for rates in tried.values() for record in rates if record["name"] in chosen]
         cells.append(Cell(method + "".join(options), method, sparsity(runs[0]), best, tried))
@@ -186,17 +188,27 @@ def _build_cells(
 
 
 def _pruning_options(records: Sequence[Record]) -> set[str]:
-    """Return the names of the options that say what is pruned and when, but for the sparsity."""
+    """Return the options that say what is pruned and when, and who teaches, but the sparsity."""
     names = {name for record in records for name in record["results"]["pruning"]}
-    return (names | {"init_mask"}) - set(NOT_GROUPED)
+    return (names | {"init_mask", *TEACHING}) - set(NOT_GROUPED)
 
 
 def _values(record: Record, names: Iterable[str]) -> tuple[Any, ...]:
-    return tuple(record["options"].get(name) for name in names)
+    options = telling_options(record)
+    return tuple(options.get(name) for name in names)
 
 
 def _differ(records: Sequence[Record], name: str) -> bool:
-    return len({record["options"].get(name) for record in records}) > 1
+    return len({telling_options(record).get(name) for record in records}) > 1
+
+
+def _is_shown(name: str, record: Record, mates: Sequence[Record]) -> bool:
+    """Say whether an option belongs in the label of a run, among runs of its method."""
+    if name in TEACHING and name not in telling_options(record):
+        return False
+    if name in TEACHING and name != "teacher":
+        mates = [mate for mate in mates if name in telling_options(mate)]
+    return _differ(mates, name)
 
 
 def _seed(record: Record) -> int:

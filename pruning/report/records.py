@@ -5,11 +5,13 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from models.training.distill import DistillOptions
 from pruning.schedules import SCHEDULES
 
 Record = dict[str, Any]
@@ -33,6 +35,7 @@ REQUIRED_RESULTS = (
 )
 ENVIRONMENT = ("versions", "git", "device")
 AXES = ("model", "target", "method", "sparsity", "lr", "seed", "steps")
+TEACHING = tuple(field.name for field in fields(DistillOptions))
 COUNTS = ("substitutions", "deletions", "insertions", "reference_tokens")
 
 
@@ -234,10 +237,23 @@ def method_rank(method: str) -> int:
     return order.index(method) if method in order else len(order)
 
 
+def telling_options(record: Record) -> dict[str, Any]:
+    """Return the options of a run that tell it from others.
+
+    Without a teacher those of teaching do not. In the path of a teacher the run's own seed is
+    ``seed*``, as the seeds of one setting may each have a teacher of theirs.
+    """
+    options = dict(record["options"])
+    if options.get("teacher") is None:
+        return {name: value for name, value in options.items() if name not in TEACHING}
+    seed = record["results"]["seed"]
+    return options | {"teacher": re.sub(rf"seed{seed}(?!\d)", "seed*", options["teacher"])}
+
+
 def setting(record: Record, without: Iterable[str] = ("lr", "seed")) -> tuple[tuple[str, Any], ...]:
     """Return what was run, as sorted pairs of option and value, but for some options."""
     known = {"method": record["results"]["method"], "sparsity": sparsity(record)}
-    options = record["options"] | known | {"lr": learning_rate(record)}
+    options = telling_options(record) | known | {"lr": learning_rate(record)}
     return tuple((key, options[key]) for key in sorted(options) if key not in set(without))
 
 

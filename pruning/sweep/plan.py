@@ -249,7 +249,9 @@ def _combinations(config: SweepConfig) -> list[Options]:
 
 
 def _as_dense(options: Options) -> Options:
-    return {key: options[key] for key in options if key != "sparsity"} | {"method": "dense"}
+    """Return the options of the dense run that goes with a run; it can't be its own teacher."""
+    dense = {key: options[key] for key in options if key != "sparsity"} | {"method": "dense"}
+    return dense | {"teacher": "none"} if dense.get("teacher") == "self" else dense
 
 
 def _link(
@@ -306,6 +308,8 @@ def train_command(config: SweepConfig, run: PlannedRun) -> list[str]:
     command = [sys.executable, str(TRAIN_SCRIPT)]
     for key, value in run.options.items():
         flag = key.replace("_", "-")
+        if key == "teacher":  # of every seed its own
+            value = value.replace("{seed}", str(run.options.get("seed", 0)))
         if isinstance(value, bool):
             command.append(f"--{flag}" if value else f"--no-{flag}")
         else:
