@@ -132,8 +132,8 @@ class Group:
 def build_groups(records: Sequence[Record]) -> list[Group]:
     """Arrange ``records`` in groups and cells.
 
-    Options of pruning and of teaching tell methods apart, all others groups; learning rates and
-    seeds are gathered in a cell, where the learning rate is the one that :func:`choose_tuned` chose.
+    Options of pruning and of teaching tell methods apart, all others groups. Learning rates and
+    seeds are gathered in a cell, at the learning rate that :func:`choose_tuned` chose.
     """
     chosen = choose_tuned(records)
     pruning = _pruning_options(records)
