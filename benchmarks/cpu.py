@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))  # the script's own folder is there, its parent is
 
 from benchmarks import reprune, scaling, seq2seq, wav2vec2, whole_run  # noqa: E402
 from benchmarks.common import Item, Settings, build_parser, run_items  # noqa: E402
+from data.options import run_program  # noqa: E402
 
 ITEMS: dict[str, Item] = {
     "w2v2-step": lambda settings: wav2vec2.step_item(settings, utterances=4),
@@ -48,11 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         utterances=flags.utterances,
         ckpt=flags.ckpt,
     )
-    try:
-        return run_items(ITEMS, flags.only, settings, flags.json)
-    except ValueError as error:
-        print(f"cpu.py: error: {error}", file=sys.stderr)
-        return 2
+    return run_program("cpu.py", lambda: run_items(ITEMS, flags.only, settings, flags.json))
 
 
 if __name__ == "__main__":

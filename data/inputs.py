@@ -7,10 +7,9 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from data.audio import SAMPLE_RATE, normalize_waveform, read_audio
 from data.batching import BatchSampler
+from data.files import read_json, remove_left_overs, write_file, write_json
 from data.log_mel import (
     FULL_CONTEXT_SECONDS,
     OWN_CONTEXT,
@@ -28,12 +28,12 @@ from data.log_mel import (
 )
 from data.options import option
 from data.phones import PHONE_SETS
-from data.run_folder import write_json
 from data.synthetic import ensure_demo_corpus
 from data.timit import Utterance
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 FORMAT = 2  # raise it when the same utterance and frontend would give another file
+CACHE_IDLE_SECONDS = 3600.0  # others may be writing to a cache; what is idle for longer is not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +243,7 @@ def _read_cache(index: Path, data: Path) -> tuple[list[Tensor] | None, str]:
     if not index.is_file() or not data.is_file():
         return None, f"no cache for these recordings and weights in {index.parent}"
     try:
-        entry = json.loads(index.read_text(encoding="utf-8"))
+        entry = read_json(index)
         dtype = getattr(torch, entry["dtype"])
         sizes = [math.prod(shape) for shape in entry["shapes"]]
         numel = sum(sizes)
@@ -261,26 +261,22 @@ def _read_cache(index: Path, data: Path) -> tuple[list[Tensor] | None, str]:
 def _write_cache(index: Path, data: Path, inputs: Iterable[Tensor]) -> None:
     """Write the data, then the index: without the second the first is not a cache."""
     crc, shapes, last = 0, [], torch.empty(0)
-    temporary = data.with_name(f".{data.name}.{os.getpid()}.tmp")
-    try:
-        index.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            for last in inputs:
-                content = last.cpu().contiguous().view(torch.uint8).numpy().data
-                crc = zlib.crc32(content, crc)
-                shapes.append(list(last.shape))
-                file.write(content)
-        os.replace(temporary, data)
-    except OSError as error:
-        raise ValueError(
-            f"cannot keep inputs in {data.parent} ({error.strerror or error}): give another --cache"
-        ) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+
+    def write(file: BinaryIO) -> None:
+        nonlocal crc, last
+        for last in inputs:
+            content = last.cpu().contiguous().view(torch.uint8).numpy().data
+            crc = zlib.crc32(content, crc)
+            shapes.append(list(last.shape))
+            file.write(content)
+
+    remedy = "give another --cache"
+    remove_left_overs(data.parent, idle_seconds=CACHE_IDLE_SECONDS)
+    write_file(data, write, remedy)
+
     entry = {
         "dtype": str(last.dtype).removeprefix("torch."),
         "shapes": shapes,
         "crc32": crc,
     }
-    write_json(index, entry)
+    write_json(index, entry, remedy=remedy)

@@ -1,22 +1,91 @@
-"""Turn a dataclass into command-line flags and read it from them and from a TOML file.
+"""What the programs share: options from flags and TOML files, errors, signals, exit status.
 
-A field is ``name: type = field(default=..., metadata={"help": ..., "choices": ...})``; its type is
-bool, int, float, str (only this with choices), or one of the last three ``| None``; without a
-default it is required.
+Options are a dataclass whose fields become flags. A field is ``name: type = option(help, ...)``;
+its type is bool, int, float, str (only this with choices), or one of the last three ``| None``;
+without a default it is required.
 """
 
 import argparse
 import dataclasses
-import importlib
 import inspect
 import math
+import os
 import re
+import signal
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from data.files import read_toml
+
 Options = TypeVar("Options")
+
+COMMANDS = {
+    "train": "python train.py",
+    "eval": "python eval.py",
+    "convert": "python -m models.convert",
+    "sweep": "python -m pruning.sweep",
+    "report": "python -m pruning.report",
+    "synthetic": "python -m data.synthetic",
+}
+STATUS_MISTAKE = 2  # the user's
+STATUS_INTERRUPTED = 128 + signal.SIGINT
+STATUS_CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows lacks
+
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
+
+
+def command(program: str) -> str:
+    """Return how to call one of our programs: as this process was called, installed or not.
+
+    Args:
+        program: A key of ``COMMANDS``.
+    """
+    is_installed = Path(sys.argv[0]).name.startswith("parp-")
+    return f"parp-{program}" if is_installed else COMMANDS[program]
+
+
+def run_program(name: str, main: Callable[[], int | None]) -> int:
+    """Do the work of a program and return the exit status of its process.
+
+    Args:
+        name: What messages call the program, see :func:`command`.
+        main: Does the work and returns the status; None stands for 0.
+
+    Returns:
+        What ``main`` returned; 2 after a ValueError, the user's mistake, which is printed in one
+        line on stderr; 130 after Ctrl-C; 141, as of a program that the system stops for it, where
+        what is printed goes into a pipe that nobody reads any longer.
+    """
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+        return status
+    except ValueError as error:
+        sys.stderr.write(f"{name}: error: {' '.join(str(error).splitlines())}\n")
+        return STATUS_MISTAKE
+    except KeyboardInterrupt:
+        return STATUS_INTERRUPTED
+    except BrokenPipeError:
+        # At exit Python flushes what is left to print, and would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STATUS_CLOSED_PIPE
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Collect interrupt and termination signals in the list that is yielded, to act on in time."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(n, lambda number, frame: received.append(number)) for n in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def option(
@@ -43,7 +112,7 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message without the usage and exit."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
+        self.exit(STATUS_MISTAKE, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -80,69 +149,76 @@ def _add_fields(group: Any, cls: type, fields: Sequence[dataclasses.Field[Any]])
         group.add_argument("--" + _kebab(field.name), **keywords)
 
 
-def parse_options(cls: type[Options], argv: Sequence[str] | None, description: str) -> Options:
+def parse_options(
+    cls: type[Options], argv: Sequence[str] | None, description: str, prog: str | None = None
+) -> Options:
     """Return a ``cls`` filled from flags, else from the TOML file, else from its defaults.
 
     ``--config FILE.toml`` names the file; its keys are the field names in either spelling. ``cls``
     is a dataclass as the module describes it, without a field ``config``; ``argv`` lacks the
-    program's name, and None takes the arguments of the process.
+    program's name, and None takes the arguments of the process; ``prog`` is
+    what the usage and messages call the program.
 
     Raises:
         ValueError: For a file or a value in it that is not as it should be, and from ``cls``.
         SystemExit: With status 2 and one line on stderr for wrong flags.
     """
-    parser = OptionParser(description=description, allow_abbrev=False)
+    parser = OptionParser(prog=prog, description=description, allow_abbrev=False)
     add_options(parser, cls)
     note = "options by name; flags win over them (default: none)"
     parser.add_argument("--config", metavar="FILE.toml", help=note)
     values = vars(parser.parse_args(argv))
-    if config := values.pop("config"):
-        values = _read_toml(cls, config) | values
+    config = values.pop("config")
+    for name, value in values.items():
+        check_value(cls, name, value, f"--{_kebab(name)}")
+
+    if config:
+        values = _read_options(cls, config) | values
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.default is dataclasses.MISSING and field.name not in values:
             parser.error(f"--{_kebab(field.name)} is required")
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        value = values.get(field.name)
-        if field.metadata.get("positive") and value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{_kebab(field.name)} is {value}: give a positive number")
     return cls(**values)
 
 
-def _read_toml(cls: type, path: str) -> dict[str, Any]:
-    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    try:
-        toml = importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise ValueError(f'--config needs {name}: pip install -e ".[toml]"') from None
-    try:
-        with open(path, "rb") as file:
-            content = toml.load(file)
-    except OSError as error:
-        raise ValueError(f"cannot read config {path}: {error.strerror or error}") from None
-    except ValueError as error:  # wrong TOML and wrong UTF-8
-        raise ValueError(f"config {path} is not TOML: {error}") from None
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    values = {}
-    for key, value in content.items():
-        field = fields.get(key.replace("-", "_"))
-        if field is None:
-            known = ", ".join(map(_kebab, fields))
+def _read_options(cls: type, path: str) -> dict[str, Any]:
+    """Return the options in a TOML file by field name."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in read_toml(path, "give the TOML file of a run").items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            known = ", ".join(_kebab(field.name) for field in dataclasses.fields(cls))
             raise ValueError(f"config {path} has unknown option {key!r}; known are {known}")
-        values[field.name] = _check_value(cls, field, value, f"config {path}: {key}")
+        values[name] = check_value(cls, name, value, f"config {path}: {key}")
     return values
 
 
-def _check_value(cls: type, field: dataclasses.Field, value: Any, where: str) -> Any:
-    """Return a TOML value as the field's type, or raise ValueError."""
+def check_value(cls: type, name: str, value: Any, where: str) -> Any:
+    """Return a value of a field as the field's type; a whole number may stand for a float.
+
+    Args:
+        cls: The dataclass, as the module describes it.
+        name: Name of the field.
+        value: Of a TOML file or of a flag.
+        where: What a message calls the field.
+
+    Raises:
+        ValueError: If it is of another type, none of the field's choices, or not positive where
+            that is wanted.
+    """
+    (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
     kind, optional = _field_type(cls, field)
-    if optional and value == "none":
+    if optional and value in ("none", None):
         return None
     value = float(value) if kind is float and type(value) is int else value
-    if type(value) is not kind:  # isinstance would take True for a number
-        raise ValueError(f"{where} is {value!r}: give a value of type {kind.__name__}")
+    fits: bool = type(value) is kind  # isinstance would take True for a number
+    if not fits:
+        raise ValueError(f"{where} is {value!r}: give {_WANTED[kind]}")
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         raise ValueError(f"{where} is {value!r}: choose from {', '.join(map(str, choices))}")
+    if field.metadata.get("positive") and not 0 < value < math.inf:
+        raise ValueError(f"{where} is {value}: give a positive number")
     return value
 
 

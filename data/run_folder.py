@@ -1,44 +1,17 @@
 """What a run leaves on disk beside its checkpoints: options, events and results as JSON."""
 
 import json
-import os
 import platform
-import signal
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data.files import append_json_line, read_json, write_file
+
 PACKAGES = ("torch", "torchaudio", "numpy", "sentencepiece", "tqdm")
-
-
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as JSON to a temporary file beside ``path``, then rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object that a run left.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"cannot read {path} ({error}): give the folder of a finished run"
-        ) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object: give the folder of a finished run")
-    return content
 
 
 def locate_run(out: str | None, resume: str | None, name: str = "run") -> tuple[Path, Path | None]:
@@ -121,19 +94,6 @@ def describe_environment(device: str) -> dict[str, Any]:
     return {"versions": versions, "git": revision, "device": device, "machine": platform.platform()}
 
 
-@contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """Collect interrupt and termination signals in the list that is yielded, to act on in time."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(n, lambda number, frame: received.append(number)) for n in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
 class EventLog:
     """A JSON-lines file of events, each with its kind, its stage and its optimizer step in that.
 
@@ -154,15 +114,10 @@ class EventLog:
                 event = json.loads(line) if line.endswith("\n") else None
                 if event and (event["stage"], event["step"]) <= at:
                     kept.append(line)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_file(path, "".join(kept).encode())
 
     def write(self, event: str, stage: int, step: int, values: Mapping[str, Any]) -> None:
         """Append one event."""
-        if self._path is None:
-            return
-        with self._path.open("a", encoding="utf-8") as file:
+        if self._path is not None:
             line = {"event": event, "stage": stage, "step": step, **values}
-            file.write(json.dumps(line) + "\n")
+            append_json_line(self._path, line)

@@ -8,17 +8,18 @@ formants, loudness and speed. No number obtained on it says anything about speec
     python -m data.synthetic data/demo            # writes a corpus, about 20 MB
 """
 
-import argparse
-import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.files import read_json, temporary_beside, write_json
+from data.options import OptionParser, command, run_program
 from data.phones import PHONES_61, fold_phones
 from data.sphere import SAMPLE_RATE, write_sphere
 
@@ -121,7 +122,7 @@ def write_demo_corpus(
                 _write_utterance(folder / name, words, lexicon, speaker, sounds, rng)
                 written += 4
     marker = {"version": _VERSION, "seed": seed, "files": written}
-    (root / _MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+    write_json(root / _MARKER, marker, indent=None)
 
 
 def ensure_demo_corpus(root: str | Path, seed: int = 0) -> Path:
@@ -140,7 +141,7 @@ def ensure_demo_corpus(root: str | Path, seed: int = 0) -> Path:
         raise ValueError(
             f"{root} holds something that is not a demo corpus: give another folder, or empty it"
         )
-    new, old = (root.with_name(f".{root.name}.{os.getpid()}.{what}") for what in ("new", "old"))
+    new, old = temporary_beside(root, "new"), temporary_beside(root, "old")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         write_demo_corpus(new, seed)
@@ -167,8 +168,8 @@ def _is_foreign(root: Path) -> bool:
 
 def _is_complete(root: Path, seed: int) -> bool:
     try:
-        marker = json.loads((root / _MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        marker = read_json(root / _MARKER)
+    except ValueError:
         return False
     files = sum(len(names) for _, _, names in os.walk(root)) - 1
     return marker == {"version": _VERSION, "seed": seed, "files": files}
@@ -356,26 +357,26 @@ def _synthesise(
     return np.round(np.clip(waveform, -0.99, 0.99) * 32767).astype(np.int16)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write or reuse a demo corpus and say what is there; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.synthetic", description="Write the made-up corpus to a folder."
-    )
+def write_demo(arguments: Sequence[str] | None) -> None:
+    """Write or reuse a demo corpus as the command line says, and print what is there."""
+    description = "Write the made-up corpus to a folder."
+    parser = OptionParser(prog=command("synthetic"), description=description, allow_abbrev=False)
     parser.add_argument("dir", metavar="DIR", help="new or empty folder, or one with a demo corpus")
     parser.add_argument("--seed", type=int, default=0, help="0 or more (default 0)")
     options = parser.parse_args(arguments)
-    try:
-        if options.seed < 0:
-            raise ValueError(f"--seed {options.seed} is negative: give 0 or more")
-        root = ensure_demo_corpus(options.dir, options.seed)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if options.seed < 0:
+        raise ValueError(f"--seed {options.seed} is negative: give 0 or more")
+
+    root = ensure_demo_corpus(options.dir, options.seed)
     for part in ("TRAIN", "TEST"):
         recordings = list((root / part).glob("DR*/*/S[IX]*.WAV"))
         seconds = sum(path.stat().st_size - 1024 for path in recordings) / (2 * SAMPLE_RATE)
         print(f"{root / part}: {len(recordings)} recordings without SA, {seconds / 60:.1f} min")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    return run_program(command("synthetic"), lambda: write_demo(arguments))
 
 
 if __name__ == "__main__":

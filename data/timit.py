@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.audio import is_sphere, num_samples
+from data.files import write_file
 from data.phones import PHONES_61, fold_phones
 from data.sphere import SAMPLE_RATE
 from data.splits import CORE_TEST_SPEAKERS, DEV_SPEAKERS
@@ -178,7 +179,7 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
             ]
         )
     text = "".join("\t".join(row) + "\n" for row in rows)
-    Path(path).write_text(text, encoding="utf-8", newline="\n")
+    write_file(path, text.encode())
 
 
 def _scored_phones(utterance: Utterance) -> list[str]:

@@ -4,17 +4,16 @@ The file holds tensors and plain values only, so it is read with torch's ``weigh
 which runs no code. Masks take one bit a weight.
 """
 
-import math
 import os
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from data.files import pack_bits, unpack_bits, write_file
 from models import build_from_config
 from models.family import SpeechModel
 from models.tokenizers import Tokenizer, build_tokenizer
@@ -73,8 +72,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     storage.
 
     Raises:
-        ValueError: If a mask or the tokenizer does not fit the model, or a value is neither a
-            tensor nor plain.
+        ValueError: If a mask or the tokenizer does not fit the model, a value is neither a tensor
+            nor plain, or the file cannot be written.
     """
     path = Path(path)
     problem = _mismatch(checkpoint)
@@ -87,14 +86,15 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "family": model.family,
         "config": asdict(model.config),
         "weights": dict(model.state_dict()),
-        "masks": {name: _pack(mask) for name, mask in checkpoint.masks.items()},
+        "masks": {name: pack_bits(mask) for name, mask in checkpoint.masks.items()},
         "tokenizer": tokenizer.spec() if tokenizer else None,
         "frontend": checkpoint.frontend,
         "decoding": checkpoint.decoding,
         "run": checkpoint.run,
         "training": checkpoint.training,
     }
-    _write(path, _storable(content, "checkpoint"))
+    content = _storable(content, "checkpoint")
+    write_file(path, lambda file: torch.save(content, file))
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
@@ -119,7 +119,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         checkpoint = Checkpoint(
             model=model,
             tokenizer=build_tokenizer(content["tokenizer"]) if content["tokenizer"] else None,
-            masks={name: _unpack(name, packed) for name, packed in content["masks"].items()},
+            masks={name: unpack_bits(packed, name) for name, packed in content["masks"].items()},
             **{name: content[name] for name in ("frontend", "decoding", "run", "training")},
         )
         problem = _mismatch(checkpoint)
@@ -152,19 +152,6 @@ def _mismatch(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def _pack(mask: Tensor) -> dict[str, Any]:
-    bits = np.packbits(mask.detach().cpu().numpy().reshape(-1))
-    return {"bits": torch.from_numpy(bits), "shape": list(mask.shape)}
-
-
-def _unpack(name: str, packed: dict[str, Any]) -> Tensor:
-    bits, shape = packed["bits"], packed["shape"]
-    count = math.prod(shape)
-    if bits.dtype != torch.uint8 or bits.numel() != -(-count // 8):
-        raise ValueError(f"mask {name} has {bits.numel()} bytes for {count} bits")
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).reshape(shape)
-
-
 def _storable(value: Any, where: str) -> Any:
     """Copy ``value`` for storing: tensors on the CPU and in a storage of their own size."""
     if isinstance(value, Tensor):
@@ -178,19 +165,6 @@ def _storable(value: Any, where: str) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise ValueError(f"{where} is a {type(value).__name__}: only tensors and plain values are kept")
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

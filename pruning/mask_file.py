@@ -6,13 +6,12 @@ import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from data.files import pack_bits, unpack_bits, write_file
 
 FORMAT = "parp-masks"
 VERSION = 1
@@ -38,7 +37,7 @@ def save_masks(
     """Write ``masks`` and ``metadata`` so that a crash leaves the old file or the new one.
 
     Args:
-        path: File to write; its folder has to exist.
+        path: File to write; its folder is made where it is missing.
         masks: Bool tensors of any shape by native parameter name, on any device.
         metadata: Values that JSON can hold: ``model``, ``scope``, ``sparsity``, ``source_run``,
             ``weights_hash`` (:func:`weights_hash` of the initial weights) and any others.
@@ -54,26 +53,14 @@ def save_masks(
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             raise ValueError(f"mask {name!r} is {mask.dtype}: masks are bool, True = kept")
-        bits = torch.from_numpy(np.packbits(mask.cpu().reshape(-1).numpy()))
-        packed[name] = {"shape": list(mask.shape), "bits": bits}
+        packed[name] = pack_bits(mask)
     content = {
         "format": FORMAT,
         "version": VERSION,
         "metadata": json.loads(json.dumps(dict(metadata))),  # plain values only, or loading fails
         "masks": packed,
     }
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"cannot write mask file {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(os.fspath(path), lambda file: torch.save(content, file))
 
 
 def load_masks(path: str | os.PathLike[str]) -> MaskFile:
@@ -95,13 +82,10 @@ def load_masks(path: str | os.PathLike[str]) -> MaskFile:
             f"{path} is a mask file of version {content.get('version')}, this program reads "
             f"{VERSION}: use the program that wrote it"
         )
-    masks = {}
-    for name, entry in content["masks"].items():
-        size = prod(entry["shape"])
-        if len(entry["bits"]) != (size + 7) // 8:
-            raise ValueError(f"{path} is damaged: mask {name!r} has not {size} bits; make it again")
-        bits = np.unpackbits(entry["bits"].numpy(), count=size)
-        masks[name] = torch.from_numpy(bits.view(np.bool_)).reshape(entry["shape"])
+    try:
+        masks = {name: unpack_bits(packed, name) for name, packed in content["masks"].items()}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): make it again") from None
     return MaskFile(masks, content["metadata"])
 
 

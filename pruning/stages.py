@@ -1,7 +1,5 @@
 """Keep the finished stages of a run, and take over those of another run that are the same."""
 
-import json
-import os
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.files import read_json, write_file
 from pruning.interface import PruneOptions
 
 FORMAT = "parp-stage"
@@ -45,15 +44,7 @@ def save_stage(folder: Path, name: str, stage: Stage) -> None:
     path = _stage_path(folder, name)
     weights = {name: weight.detach().cpu().clone() for name, weight in stage.weights.items()}
     content = {"format": FORMAT, "steps": stage.steps, "seconds": stage.seconds}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content | {"weights": weights}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, lambda file: torch.save(content | {"weights": weights}, file))
 
 
 def load_stage(folder: Path, name: str) -> Stage:
@@ -91,11 +82,12 @@ def finished_stage(folder: Path, name: str, options: Mapping[str, Any]) -> Stage
     if options["reuse"] is None:
         return None
     other = Path(options["reuse"])
+    remedy = "give the run folder of a run to --reuse"
     if not (other / "config.json").is_file():
-        raise ValueError(f"{other} has no config.json: give the run folder of a run to --reuse")
+        raise ValueError(f"{other} has no config.json: {remedy}")
     if not _stage_path(other, name).is_file():
         return None
-    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    config = read_json(other / "config.json", remedy)
     _check_reusable(other, name, options, config["options"])
     if options["rewind_step"]:
         _copy(other / "rewind.pt", folder / "rewind.pt")
@@ -109,16 +101,14 @@ def _copy(source: Path, path: Path) -> None:
     """Copy a file whole or not at all, unless it is there already."""
     if path.is_file():
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        shutil.copy(source, temporary)
-        os.replace(temporary, path)
+        original = source.open("rb")
     except OSError as error:
         raise ValueError(
             f"cannot take over {source} ({error.strerror or error}): give another run to --reuse"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with original:
+        write_file(path, lambda file: shutil.copyfileobj(original, file))
 
 
 def _is_dense(name: str) -> bool:

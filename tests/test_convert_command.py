@@ -78,7 +78,9 @@ def test_convert_command_does_not_overwrite_without_force(tmp_path, capsys):
     source = demo_checkpoint(tmp_path / "a.pt")
     (tmp_path / "b.pt").write_text("precious")
     assert main([str(source), str(tmp_path / "b.pt")]) == 2
-    assert re.fullmatch(r"models.convert: .*b.pt exists: .*--force\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"python -m models.convert: error: .*b.pt exists: .*--force\n", capsys.readouterr().err
+    )
     assert (tmp_path / "b.pt").read_text() == "precious"
     assert main(["--force", str(source), str(tmp_path / "b.pt")]) == 0
 
@@ -88,7 +90,7 @@ def test_convert_command_as_a_module_reports_a_mistake_in_one_line(tmp_path):
     root = Path(__file__).parent.parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 2
-    assert re.fullmatch(r"models.convert: no weights at .*\n", done.stderr)
+    assert re.fullmatch(r"python -m models.convert: error: no weights at .*\n", done.stderr)
     assert not done.stdout
 
 

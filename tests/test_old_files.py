@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from data.run_folder import EventLog, open_run_folder, read_json
+from data.files import read_json
+from data.run_folder import EventLog, open_run_folder
 from models.checkpoint import load_checkpoint, save_checkpoint
 from pruning.mask_file import check_masks, load_masks
 from pruning.report.records import load_records

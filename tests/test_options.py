@@ -3,12 +3,25 @@
 import dataclasses
 import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from data.options import OptionParser, add_options, parse_options
+from data.options import (
+    OptionParser,
+    add_options,
+    check_value,
+    command,
+    interrupts,
+    option,
+    parse_options,
+    run_program,
+)
 
 
 @dataclass(frozen=True)
@@ -104,11 +117,11 @@ def test_parse_options_result_passes_through_json() -> None:
             "unknown option 'prune-evry'; known are model, prune-every, lr, merge-sil",
         ),
         ("[prune]\nevery = 3", "unknown option 'prune'"),
-        ('prune-every = "3"', "prune-every is '3': give a value of type int"),
-        ("prune-every = 3.0", "prune-every is 3.0: give a value of type int"),
-        ("prune-every = true", "prune-every is True: give a value of type int"),
-        ("lr = true", "lr is True: give a value of type float"),
-        ("merge-sil = 1", "merge-sil is 1: give a value of type bool"),
+        ('prune-every = "3"', "prune-every is '3': give a whole number"),
+        ("prune-every = 3.0", "prune-every is 3.0: give a whole number"),
+        ("prune-every = true", "prune-every is True: give a whole number"),
+        ("lr = true", "lr is True: give a number"),
+        ("merge-sil = 1", "merge-sil is 1: give true or false"),
         ('model = "none"', "model is 'none': choose from w2v2, whisper-tiny"),
         ("lr = ", "run.toml is not TOML"),
     ],
@@ -119,7 +132,7 @@ def test_parse_options_of_wrong_toml_is_refused(tmp_path: Path, text: str, match
 
 
 def test_parse_options_of_missing_toml_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot read config .*none.toml: No such file"):
+    with pytest.raises(ValueError, match="cannot read .*none.toml .No such file"):
         parse("--config", str(tmp_path / "none.toml"))
 
 
@@ -173,3 +186,86 @@ def test_add_options_leaves_flags_not_given_out_of_the_namespace() -> None:
     parser = OptionParser()
     add_options(parser, Example)
     assert vars(parser.parse_args(["--prune_every", "3"])) == {"prune_every": 3}
+
+
+def _exit_status(work: str, **streams: int) -> "subprocess.Popen[str]":
+    """Start a process whose program does ``work``."""
+    code = f"import sys; from data.options import run_program\ndef main():\n    {work}\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", code + "sys.exit(run_program('name', main))"],
+        cwd=Path(__file__).parent.parent,
+        stdout=streams.get("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_program_whose_output_nobody_reads_ends_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = _exit_status("print('to nobody')", stdout=writing)
+    os.close(writing)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 141
+
+
+def test_run_program_prints_a_mistake_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise ValueError("no file a\nb: give another")
+
+    assert run_program("name", fail) == 2
+    assert capsys.readouterr() == ("", "name: error: no file a b: give another\n")
+
+
+def test_run_program_returns_what_its_work_returns() -> None:
+    assert run_program("name", lambda: None) == 0
+    assert run_program("name", lambda: 1) == 1
+
+
+def test_run_program_leaves_bugs_as_they_are() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_program("name", lambda: 1 // 0)
+
+
+def test_run_program_that_is_interrupted_ends_with_130() -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    assert run_program("name", stop) == 130
+
+
+def test_interrupts_are_collected_and_then_strike_as_before() -> None:
+    with interrupts() as received:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert received == [signal.SIGTERM, signal.SIGINT]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [("train.py", "python eval.py"), ("/venv/bin/parp-train", "parp-eval")],
+)
+def test_other_programs_are_named_as_this_one_was_started(
+    monkeypatch: pytest.MonkeyPatch, started: str, shown: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started, "--help"])
+    assert command("eval") == shown
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_flag_that_has_to_be_positive_is_checked(value: str) -> None:
+    @dataclass
+    class Rate:
+        rate: float = option("of learning", 1.0, positive=True)
+
+    with pytest.raises(ValueError, match=f"--rate is {value}.*: give a positive number"):
+        parse_options(Rate, [f"--rate={value}"], "")
+
+
+def test_check_value_returns_what_the_field_holds() -> None:
+    assert check_value(Example, "lr", 1, "here") == 1.0
+    assert type(check_value(Example, "lr", 1, "here")) is float
+    assert check_value(Example, "epochs", "none", "here") is None
+    assert check_value(Example, "method", "parp", "here") == "parp"

@@ -12,7 +12,6 @@ from pruning.report.records import (
     load_records,
     load_runs,
     write_csv,
-    write_files,
 )
 from tests.run_folders import write_run
 
@@ -104,7 +103,7 @@ def test_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     (write_run(tmp_path / "run") / "test.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"cannot read .*test.jsonl: .*; run it again"):
+    with pytest.raises(ValueError, match=r"cannot read .*test.jsonl .*: run it again"):
         load_records([tmp_path])
 
 
@@ -129,7 +128,7 @@ def test_results_without_a_rate_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["[]", "{}", '{"runs": []}'])
 def test_json_that_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "runs.json").write_text(content)
-    with pytest.raises(ValueError, match="is no report's runs.json: give one, or a run folder"):
+    with pytest.raises(ValueError, match="runs.json (is|holds) no .*: give .*, or a run folder"):
         load_records([tmp_path / "runs.json"])
 
 
@@ -228,13 +227,3 @@ def test_csv_shows_the_options_in_which_runs_differ_and_no_others(tmp_path: Path
     rows = _table(tmp_path)
     assert sorted(row["prune_every"] for row in rows) == ["5", "50"]
     assert not {"init", "scope", "data"} & rows[0].keys()
-
-
-def test_files_that_cannot_all_be_written_are_none(tmp_path: Path) -> None:
-    (tmp_path / "old.txt").write_text("old")
-    (tmp_path / "file").write_text("")
-    contents = {tmp_path / "old.txt": b"new", tmp_path / "file" / "x.txt": b"new"}
-    with pytest.raises(ValueError, match="cannot write .*; give another --out"):
-        write_files(contents)
-    assert (tmp_path / "old.txt").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "old.txt"]

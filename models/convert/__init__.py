@@ -7,12 +7,12 @@
 import os
 from pathlib import Path
 
+from data.files import read_json
 from models import FAMILIES, PRESETS
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.convert.hf import from_hf, load_hf
 from models.convert.hf_export import to_hf
 from models.convert.hub import find_weights
-from models.files import read_json
 from models.initial import fit_architecture, random_checkpoint
 
 __all__ = ["find_weights", "from_hf", "load_initial", "load_weights", "to_hf"]

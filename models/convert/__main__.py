@@ -4,12 +4,12 @@ SRC is a checkpoint file of ours, a Hugging Face folder, or a folder of a furthe
 family reads, such as CTranslate2's.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from data.files import WRITE_ELSEWHERE
+from data.options import OptionParser, command, run_program
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.convert import load_weights, to_hf
 
@@ -19,23 +19,23 @@ _OWN_CONTEXT_IN_HF = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+def convert(arguments: Sequence[str] | None) -> None:
+    """Do what the command line says.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status, 2 for the user's mistake."""
-    parser = _Parser(prog="python -m models.convert", description=__doc__)
+    Raises:
+        ValueError: If the weights cannot be read, or not be written where they should be.
+    """
+    parser = OptionParser(prog=command("convert"), description=__doc__, allow_abbrev=False)
     parser.add_argument("source", metavar="SRC", type=Path, help="file or folder to read")
     parser.add_argument("target", metavar="DST", type=Path, help="file (parp) or folder (hf)")
     parser.add_argument("--to", choices=("parp", "hf"), default="parp", help="default: %(default)s")
     parser.add_argument("--force", action="store_true", help="replace an existing DST")
     options = parser.parse_args(arguments)
-    try:
-        _refuse_overwriting(options.target, options.force)
-        checkpoint = load_weights(options.source)
-        if options.to == "hf":
+
+    _refuse_overwriting(options.target, options.force)
+    checkpoint = load_weights(options.source)
+    if options.to == "hf":
+        try:
             to_hf(
                 checkpoint.model,
                 options.target,
@@ -44,13 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 checkpoint.frontend,
                 overwrite=options.force,
             )
-        else:
-            save_checkpoint(options.target, checkpoint)
-    except (ValueError, OSError) as error:
-        print(f"models.convert: {error}", file=sys.stderr)
-        return 2
+        except OSError as error:
+            raise ValueError(
+                f"cannot write {options.target} ({error.strerror or error}): {WRITE_ELSEWHERE}"
+            ) from None
+    else:
+        save_checkpoint(options.target, checkpoint)
     print(_summary(options.to, options.target, checkpoint))
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    return run_program(command("convert"), lambda: convert(arguments))
 
 
 def _refuse_overwriting(target: Path, force: bool) -> None:

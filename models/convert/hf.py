@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.files import read_json
 from models import FAMILIES, SpeechModel
 from models.checkpoint import Checkpoint
 from models.convert.hf_config import build_from_hf_config
-from models.files import read_json
 from models.weights import load_renamed
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -7,12 +7,13 @@ came in between are listed here, so ids do not depend on the Python in use; no o
 matters changed. A Python with Unicode 17 may cut the characters new in 17 differently.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from data.files import read_json
 
 # Assigned in Unicode 14, 15, 15.1 and 16: ranges of hexadecimal code points, last one included.
 _NEW_LETTERS = """
@@ -118,7 +119,7 @@ class ByteBPETokenizer:
             ValueError: If the file cannot be read, or describes another tokenizer than a
                 byte-level one.
         """
-        content = _read_json(path)
+        content = read_json(path)
         try:
             model = content["model"]
             merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -155,12 +156,12 @@ class ByteBPETokenizer:
         Raises:
             ValueError: If a file cannot be read or the files do not fit together.
         """
-        tokens = _read_json(vocab)
+        tokens = read_json(vocab)
         lines = _read_text(merges).split("\n")
         lines = lines[1:] if lines[0].startswith("#version") else lines
         added = {t: i for t, i in tokens.items() if t.startswith("<|") and t.endswith("|>")}
         if added_tokens is not None:
-            added |= _read_json(added_tokens)
+            added |= read_json(added_tokens)
         ordinary = {t: i for t, i in tokens.items() if t not in added}
         return cls(_by_id(ordinary, vocab), [m for m in lines if m], added, language, task)
 
@@ -401,16 +402,6 @@ def _read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as text ({error})") from error
-
-
-def _read_json(path: str | Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found a {type(content).__name__}")
-    return content
 
 
 def _by_id(tokens: Mapping[str, int], path: str | Path) -> list[str]:

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data.files import read_json
 from models.family import HuggingFace, HuggingFaceFolder, Settings, Waveform
-from models.files import read_json
 from models.tokenizers import SubwordTokenizer, SymbolTokenizer, Tokenizer
 from models.tokenizers.hf import fast_tokenizer_files, symbols_by_id, unigram_json
 from models.wav2vec2.config import Wav2Vec2Config

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.files import read_json
 from models.family import LogMel, Settings
-from models.files import read_json
 from models.tokenizers import ByteBPETokenizer
 from models.weights import ATTENTION_LEAVES, KeyMap, load_renamed
 from models.whisper.config import WhisperConfig

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data.files import read_json
 from models.family import HuggingFace, HuggingFaceFolder, LogMel, Settings
-from models.files import read_json
 from models.tokenizers import (
     ByteBPETokenizer,
     SubwordTokenizer,

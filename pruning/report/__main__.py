@@ -8,12 +8,12 @@ A report is runs.json (from which all else can be made again), results.csv, cost
 and PNG plots. What was there before is replaced when everything has been computed.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from data.files import write_files
+from data.options import OptionParser, command, run_program
 from data.significance import mapsswe, paired_bootstrap, pooled_interval
 from pruning.report.groups import add_overlaps, build_groups
 from pruning.report.plots import draw_plots
@@ -27,16 +27,8 @@ from pruning.report.records import (
     load_runs,
     rate_name,
     results_csv,
-    write_files,
 )
 from pruning.report.tables import results_page
-
-
-class _Parser(argparse.ArgumentParser):
-    """Parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"pruning.report: error: {message} (see --help)\n")
 
 
 def write_report(runs: Runs, out: Path, plots: bool = True) -> None:
@@ -67,7 +59,7 @@ def write_report(runs: Runs, out: Path, plots: bool = True) -> None:
         "results.md": results_page(runs, groups, captions).encode(),
     }
     contents |= {name: png for images in drawn.values() for name, (_, png) in images.items()}
-    write_files({out / name: content for name, content in contents.items()})
+    write_files({out / name: content for name, content in contents.items()}, "give another --out")
 
 
 def compare(first: Record, second: Record) -> str:
@@ -124,11 +116,8 @@ def find_run(name: str, runs: Runs) -> Record:
 
 def run_command(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
-    parser = _Parser(
-        prog="python -m pruning.report",
-        description=(__doc__ or "").split("\n")[0],
-        allow_abbrev=False,
-    )
+    description = (__doc__ or "").split("\n")[0]
+    parser = OptionParser(prog=command("report"), description=description, allow_abbrev=False)
     runs_help = "run folders, folders that hold some, or runs.json of a report"
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUNS", help=runs_help)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write the report to")
@@ -151,14 +140,7 @@ def run_command(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    try:
-        run_command(argv)
-    except ValueError as error:
-        sys.stderr.write(f"pruning.report: error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_program(command("report"), lambda: run_command(argv))
 
 
 if __name__ == "__main__":

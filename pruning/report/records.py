@@ -2,15 +2,14 @@
 
 import csv
 import io
-import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from data.files import read_json, read_json_lines, to_json, write_file
 from models.training.distill import DistillOptions
 from pruning.schedules import SCHEDULES
 
@@ -18,6 +17,7 @@ Record = dict[str, Any]
 
 FORMAT = "parp-runs"
 VERSION = 1
+REPEAT = "run it again, or leave it out"
 CURVE_POINTS = 60
 REQUIRED_RESULTS = (
     "model",
@@ -94,9 +94,9 @@ def load_runs(paths: Sequence[Path]) -> Runs:
 
 def dump_runs(runs: Runs) -> str:
     """Return the content of runs.json: the records, a line each, and the overlaps."""
-    lines = [json.dumps(record, separators=(",", ":")) for record in runs.records]
+    lines = [to_json(record, compact=True) for record in runs.records]
     overlaps = [
-        json.dumps({"runs": sorted(names), "iou": iou}, separators=(",", ":"))
+        to_json({"runs": sorted(names), "iou": iou}, compact=True)
         for names, iou in sorted(runs.overlaps.items(), key=lambda item: sorted(item[0]))
     ]
     return (
@@ -129,35 +129,20 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _read_json(path: Path, lines: bool = False) -> Any:
-    """Read a JSON file, or the list of values in a file of JSON lines."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return (
-            [json.loads(line) for line in text.split("\n") if line] if lines else json.loads(text)
-        )
-    except OSError as error:
-        raise ValueError(
-            f"cannot read {path}: {error.strerror or error}; run it again, or leave it out"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): run it again, or leave it out") from None
-
-
 def _read_folder(folder: Path, name: str) -> Record:
-    config = _read_json(folder / "config.json")
-    events = _read_json(folder / "metrics.jsonl", lines=True)
+    config = read_json(folder / "config.json", REPEAT)
+    events = read_json_lines(folder / "metrics.jsonl", REPEAT)
     try:
         record = {
             "name": name,
             "options": config["options"],
             "recipe": config["recipe"],
             "environment": {key: config[key] for key in ENVIRONMENT},
-            "results": _read_json(folder / "results.json"),
+            "results": read_json(folder / "results.json", REPEAT),
             "curves": _curves(events),
             "utterances": [
                 {key: line[key] for key in ("utt_id", "speaker", "operations")}
-                for line in _read_json(folder / "test.jsonl", lines=True)
+                for line in read_json_lines(folder / "test.jsonl", REPEAT)
             ],
         }
     except (KeyError, TypeError) as error:
@@ -167,8 +152,8 @@ def _read_folder(folder: Path, name: str) -> Record:
 
 
 def _read_runs_file(path: Path, runs: Runs) -> list[Record]:
-    content = _read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_json(path, "give a report's runs.json, or a run folder")
+    if content.get("format") != FORMAT:
         raise ValueError(f"{path} is no report's runs.json: give one, or a run folder")
     if content.get("version") != VERSION:
         raise ValueError(
@@ -311,7 +296,7 @@ def write_csv(records: Sequence[Record], path: Path) -> None:
     Raises:
         ValueError: If the file cannot be written.
     """
-    write_files({path: results_csv(records).encode()})
+    write_file(path, results_csv(records).encode())
 
 
 def results_csv(records: Sequence[Record]) -> str:
@@ -367,27 +352,3 @@ def _csv(records: Sequence[Record], measured: Callable[[Record], dict[str, Any]]
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files that are wholly computed: all under temporary names first, then renamed.
-
-    Raises:
-        ValueError: If a folder or a file cannot be written.
-    """
-    temporaries: dict[Path, Path] = {}
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporaries[path] = temporary
-            temporary.write_bytes(content)
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(
-            f"cannot write {error.filename}: {error.strerror or error}; give another --out"
-        ) from None
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)

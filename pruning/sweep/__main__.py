@@ -8,21 +8,17 @@ Each run is a train.py of its own in a folder of its own under ``out``, with its
 beside it. The same command goes on with a sweep that was interrupted, and tries failed runs again.
 """
 
-import argparse
-import fcntl
-import json
-import os
 import shlex
-import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from pruning.sweep.executors import POLL_SECONDS, Executor, LocalExecutor, RayExecutor
+from data.files import read_json, remove_left_overs, take_lock, write_json
+from data.options import OptionParser, command, interrupts, run_program
+from pruning.sweep.executors import Executor, LocalExecutor, RayExecutor
 from pruning.sweep.plan import (
     PlannedRun,
     SweepConfig,
@@ -118,10 +114,10 @@ class Sweep:
         """Return the name of a finished run's error, PER or WER, and its value on dev and test."""
         path = self.config.out / run.name / "results.json"
         try:
-            results = json.loads(path.read_text(encoding="utf-8"))
+            results = read_json(path)
             name = "per" if "per" in results else "wer"
             return name.upper(), results["dev"][name]["rate"], results[name]["rate"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{path} is damaged: delete the folder, and the run is repeated"
             ) from None
@@ -145,13 +141,15 @@ def hold(out: Path, train: Mapping[str, Any]) -> Iterator[None]:
             f"cannot write in {out} ({error.strerror or error}): give another out"
         ) from None
     with lock:
-        _take_lock(lock, f"another sweep is running in {out}")
+        take_lock(lock, f"another sweep is running in {out}", LOCK_SECONDS)
         for path in sorted(out.glob("*.log")):
             with path.open("ab") as log:
-                _take_lock(log, f"{path.with_suffix('')} is a run that a killed sweep left alive")
+                run = path.with_suffix("")
+                take_lock(log, f"{run} is a run that a killed sweep left alive", LOCK_SECONDS)
+        remove_left_overs(out)
         options = out / ".sweep.json"
         if options.is_file() and any(out.glob("*/config.json")):
-            before = json.loads(options.read_text(encoding="utf-8"))
+            before = read_json(options)
             keys = [key for key in {**before, **train} if before.get(key) != train.get(key)]
             if keys:
                 shown = ", ".join(f"{key} was {before.get(key)!r}" for key in keys)
@@ -159,34 +157,8 @@ def hold(out: Path, train: Mapping[str, Any]) -> Iterator[None]:
                     f"{out} holds runs with other options in [train] ({shown}): repeat those, or "
                     "give another out"
                 )
-        temporary = out / ".sweep.json.tmp"
-        temporary.write_text(json.dumps(train) + "\n", encoding="utf-8")
-        os.replace(temporary, options)
+        write_json(options, train, indent=None)
         yield
-
-
-def _take_lock(file: Any, problem: str) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ValueError(f"{problem}: wait until it ends, or stop it") from None
-            time.sleep(POLL_SECONDS)
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect interrupt and termination signals in the list that is yielded."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(n, lambda number, frame: received.append(number)) for n in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _last_line(log: Path) -> str:
@@ -231,37 +203,33 @@ def report(sweep: Sweep, plan: Sequence[PlannedRun], again: str) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Print the message without the usage and exit."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status."""
-    parser = _Parser(prog="python -m pruning.sweep", description=(__doc__ or "").split("\n")[0])
+def run_command(argv: Sequence[str] | None) -> int:
+    """Do what the command line says; return the exit status."""
+    description = (__doc__ or "").split("\n")[0]
+    parser = OptionParser(prog=command("sweep"), description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.toml", required=True, help="what to run")
     parser.add_argument("--ray", action="store_true", help="run on the Ray cluster $RAY_ADDRESS")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     arguments = parser.parse_args(argv)
-    try:
-        config = load_config(arguments.config, train_flags())
-        if arguments.dry_run:
-            show_plan(config)
-            return 0
-        threads = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
-        with hold(config.out, config.train):
-            kind = RayExecutor if arguments.ray else LocalExecutor
-            executor: Executor = kind(config, threads)
-            with _interrupts() as interrupted:
-                sweep = Sweep(config, executor, interrupted)
-                again = f"{parser.prog} --config {arguments.config}"
-                return report(sweep, sweep.run_all(), again + " --ray" * arguments.ray)
-    except ValueError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before the runs, when signals are not yet collected
-        return 130
+
+    config = load_config(arguments.config, train_flags())
+    if arguments.dry_run:
+        show_plan(config)
+        return 0
+
+    threads = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
+    again = f"{parser.prog} --config {arguments.config}" + " --ray" * arguments.ray
+    with hold(config.out, config.train):
+        kind = RayExecutor if arguments.ray else LocalExecutor
+        executor: Executor = kind(config, threads)
+        with interrupts() as interrupted:
+            sweep = Sweep(config, executor, interrupted)
+            return report(sweep, sweep.run_all(), again)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    return run_program(command("sweep"), lambda: run_command(argv))
 
 
 if __name__ == "__main__":

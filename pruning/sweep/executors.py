@@ -1,6 +1,5 @@
 """What starts the processes of a sweep's runs: this machine, or a Ray cluster."""
 
-import fcntl
 import importlib
 import os
 import shlex
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from data.files import take_lock
 from pruning.sweep.plan import SweepConfig
 
 POLL_SECONDS = 0.1
@@ -148,7 +148,7 @@ def start_process(
     It gets a session of its own, so that a terminal's Ctrl-C reaches it once, from the sweep.
     """
     with log.open("ab", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(file, f"another process writes to {log}")
         file.write(f"$ {shlex.join(command)}\n".encode())
         return subprocess.Popen(
             command,

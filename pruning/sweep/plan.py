@@ -1,6 +1,5 @@
 """What a sweep runs: the config file, checked, and the runs that it stands for."""
 
-import importlib
 import itertools
 import os
 import re
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.files import read_toml
 from pruning.schedules import SCHEDULES
 
 Options = dict[str, Any]
@@ -72,28 +72,11 @@ def load_config(path: str | Path, flags: Mapping[str, str]) -> SweepConfig:
     Raises:
         ValueError: If it cannot be read, or anything in it is not as it should be.
     """
-    content = _read_toml(path)
+    content = read_toml(path, "give the TOML file of a sweep")
     try:
         return _check(content, flags)
     except ValueError as error:
         raise ValueError(f"config {path}: {error}") from None
-
-
-def _read_toml(path: str | Path) -> dict[str, Any]:
-    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    try:
-        toml = importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise ValueError(f'--config needs {name}: pip install -e ".[toml]"') from None
-    try:
-        with open(path, "rb") as file:
-            return dict(toml.load(file))
-    except OSError as error:
-        raise ValueError(
-            f"cannot read config {path} ({error.strerror or error}): give the TOML file of a sweep"
-        ) from None
-    except ValueError as error:  # wrong TOML and wrong UTF-8
-        raise ValueError(f"config {path} is not TOML ({error}): correct it") from None
 
 
 def _check(content: Mapping[str, Any], flags: Mapping[str, str]) -> SweepConfig:

@@ -1,0 +1,284 @@
+"""Files that are written whole or not at all, locked, and read with errors of one line.
+
+Every package may import this module, so that each kind of file is read and written in one way.
+"""
+
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Content = bytes | Callable[[BinaryIO], object]
+"""The bytes of a file, or a function that writes them to an open one."""
+
+WRITE_ELSEWHERE = "give another place, or make room there"
+RESTORE = "restore the file"
+LOCK_POLL_SECONDS = 0.1
+
+
+def temporary_beside(path: Path, note: str = "") -> Path:
+    """Return the name under which this process writes ``path`` until it is complete.
+
+    Args:
+        path: File or folder to write.
+        note: Tells several temporaries of one path apart.
+    """
+    parts = [path.name, note, str(os.getpid())]
+    return path.with_name("." + ".".join(part for part in parts if part) + ".tmp")
+
+
+def remove_left_overs(folder: Path, idle_seconds: float = 0.0) -> None:
+    """Delete the temporary files that killed processes have left in ``folder``.
+
+    Args:
+        folder: May be missing. Only the sole writer of a folder may leave ``idle_seconds`` at 0.
+        idle_seconds: Files written to since then stay: another process may be at work on them.
+    """
+    for path in folder.glob(".*.[0-9]*.tmp"):
+        try:
+            if path.is_file() and time.time() - path.stat().st_mtime >= idle_seconds:
+                path.unlink()
+        except OSError:  # another process was faster, or it is another user's
+            continue
+
+
+def write_file(path: str | Path, content: Content, remedy: str = WRITE_ELSEWHERE) -> None:
+    """Write one file as :func:`write_files` does."""
+    write_files({Path(path): content}, remedy)
+
+
+def write_files(contents: Mapping[Path, Content], remedy: str = WRITE_ELSEWHERE) -> None:
+    """Write files so that an interruption leaves each old one or the new one, never a part.
+
+    All are written under temporary names beside their own and synced to the disk; when the last is
+    complete, all are renamed. A failure before that leaves every file as it was. Missing folders
+    are made.
+
+    Args:
+        contents: What to write, by path.
+        remedy: What the user is told to do where that fails.
+
+    Raises:
+        ValueError: If a folder or a file cannot be written.
+    """
+    temporaries: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporaries[path] = temporary_beside(path)
+            with temporaries[path].open("wb") as file:
+                file.write(content) if isinstance(content, bytes) else content(file)
+                file.flush()
+                os.fsync(file.fileno())
+
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save turns the error of a full disk into a RuntimeError that says nothing of it.
+        cause = _os_error_behind(error)
+        if cause is None:
+            raise
+        raise ValueError(f"cannot write {path} ({cause.strerror or cause}): {remedy}") from None
+    finally:
+        for temporary in temporaries.values():
+            _remove(temporary)
+
+
+def _os_error_behind(error: BaseException | None) -> OSError | None:
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # its folder is gone, or was never one
+        pass
+
+
+def to_json(value: Any, indent: int | None = None, compact: bool = False) -> str:
+    """Return ``value`` as JSON by RFC 8259, which knows neither NaN nor infinity: those are null.
+
+    Args:
+        value: Nested dicts, lists and tuples of plain values.
+        indent: Spaces a level; None puts all in one line.
+        compact: Whether to leave out the spaces behind commas and colons.
+    """
+    separators = (",", ":") if compact else None
+    try:
+        return json.dumps(value, indent=indent, separators=separators, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), indent=indent, separators=separators)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
+
+
+def write_json(
+    path: str | Path,
+    content: Mapping[str, Any],
+    indent: int | None = 2,
+    remedy: str = WRITE_ELSEWHERE,
+) -> None:
+    """Write a JSON object, whole or not at all.
+
+    Raises:
+        ValueError: If the file cannot be written.
+    """
+    write_file(path, (to_json(content, indent) + "\n").encode(), remedy)
+
+
+def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Add a JSON object to a file that holds one a line.
+
+    Raises:
+        ValueError: If the file cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(to_json(value) + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {path} ({error.strerror or error}): {WRITE_ELSEWHERE}"
+        ) from None
+
+
+def read_json(path: str | Path, remedy: str = RESTORE, needed: bool = True) -> dict[str, Any]:
+    """Read a JSON object; {} where a file that is not ``needed`` is missing.
+
+    A bare NaN, which version 0.1.0 wrote, is read as one.
+
+    Args:
+        path: The file.
+        remedy: What the user is told to do where it cannot be read.
+        needed: Whether it has to be there.
+
+    Raises:
+        ValueError: If it cannot be read, or holds something else.
+    """
+    if not needed and not Path(path).is_file():
+        return {}
+    content = _parse(_read_text(path, remedy), path, remedy)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object: {remedy}")
+    return content
+
+
+def read_json_lines(path: str | Path, remedy: str = RESTORE) -> list[dict[str, Any]]:
+    """Read a file with a JSON object in each line.
+
+    Raises:
+        ValueError: If it cannot be read, or a line holds something else.
+    """
+    lines = [line for line in _read_text(path, remedy).split("\n") if line]
+    values = [_parse(line, path, remedy) for line in lines]
+    if not all(isinstance(value, dict) for value in values):
+        raise ValueError(f"{path} has a line that holds no JSON object: {remedy}")
+    return values
+
+
+def _read_text(path: str | Path, remedy: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror or error}): {remedy}") from None
+    except ValueError:
+        raise ValueError(f"{path} is damaged (not UTF-8): {remedy}") from None
+
+
+def _parse(text: str, path: str | Path, remedy: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
+
+
+def read_toml(path: str | Path, remedy: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ValueError: If it cannot be read, or Python 3.10 lacks the package for it.
+    """
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        toml = importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise ValueError(f'TOML files need {name}: pip install -e ".[toml]"') from None
+    try:
+        with open(path, "rb") as file:
+            return dict(toml.load(file))
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror or error}): {remedy}") from None
+    except (ValueError, RecursionError) as error:  # wrong TOML and wrong UTF-8
+        raise ValueError(f"{path} is not TOML ({error}): correct it") from None
+
+
+def take_lock(file: IO[bytes], problem: str, patience_seconds: float = 0.0) -> None:
+    """Lock an open file until it is closed here and in the processes that inherit it.
+
+    The system holds the lock, so the end of those processes frees it, however they end.
+
+    Args:
+        file: Open for writing; its content does not matter.
+        problem: What is the case where another process holds the lock.
+        patience_seconds: How long to try.
+
+    Raises:
+        ValueError: If another process holds it all the while.
+    """
+    import fcntl  # which Windows lacks; training does without
+
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise ValueError(f"{problem}: wait until it ends, or stop it") from None
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def pack_bits(mask: Tensor) -> dict[str, Any]:
+    """Return a bool tensor of any shape as eight values to a byte, for :func:`torch.save`.
+
+    Returns:
+        "bits", a uint8 tensor on the CPU, first value in the highest bit, and "shape".
+    """
+    bits = np.packbits(mask.detach().cpu().reshape(-1).numpy())
+    return {"bits": torch.from_numpy(bits), "shape": list(mask.shape)}
+
+
+def unpack_bits(packed: Mapping[str, Any], name: str) -> Tensor:
+    """Return the bool tensor on the CPU that :func:`pack_bits` was given.
+
+    Args:
+        packed: What it returned.
+        name: What a message calls the mask.
+
+    Raises:
+        ValueError: If there are more or fewer bits than the shape has values.
+    """
+    bits, shape = packed["bits"], packed["shape"]
+    count = math.prod(shape)
+    if bits.dtype != torch.uint8 or bits.numel() != -(-count // 8):
+        raise ValueError(f"mask {name!r} has {bits.numel()} bytes for {count} bits")
+    values = np.unpackbits(bits.numpy(), count=count).view(np.bool_)
+    return torch.from_numpy(values).reshape(shape)
