@@ -87,6 +87,7 @@ from pruning.scope import choose_scope, select_parameters
 from pruning.stages import Stage, finished_stage, load_stage, save_stage
 
 BATCH_SEEDS = 1 << 32  # of a run: more than it has batches
+NOT_RECORDED = ("resume", "out", "device", "reuse")  # where and how, not what
 MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "step", "weights_hash")
 
 
@@ -487,6 +488,12 @@ def method_of(options: TrainOptions) -> str:
     return options.method or ("parp" if options.sparsity else "dense")
 
 
+def recorded_options(options: TrainOptions) -> dict[str, Any]:
+    """Return the options that say what a run is, as config.json and reports hold them."""
+    chosen = asdict(options) | {"method": method_of(options)}
+    return {name: value for name, value in chosen.items() if name not in NOT_RECORDED}
+
+
 def check_options(options: TrainOptions) -> Corpus:
     """Check options against one another, before anything is written; return the corpus.
 
@@ -531,8 +538,7 @@ def train(options: TrainOptions) -> int:
     name = f"{options.model}-{options.target}-{method}-{options.sparsity:g}-seed{options.seed}"
     world = join_world(device := resolve_device(options.device))
     out, last = world.gather([locate_run(options.out, options.resume, name)])[0]
-    chosen = asdict(options) | {"method": method}
-    chosen = {k: v for k, v in chosen.items() if k not in ("resume", "out", "device", "reuse")}
+    chosen = recorded_options(options)
     if world.writes:
         open_run_folder(out, chosen, resuming=options.resume is not None)
         remove_left_overs(out)

@@ -7,6 +7,7 @@ without a default it is required.
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import math
 import os
@@ -224,11 +225,16 @@ def check_value(cls: type, name: str, value: Any, where: str) -> Any:
 
 def _field_type(cls: type, field: dataclasses.Field) -> tuple[type, bool]:
     """Return the type of a field without None, and whether None is allowed."""
-    hint = get_type_hints(cls)[field.name]
+    hint = _type_hints(cls)[field.name]
     members = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
     (kind,) = (member for member in members if member is not type(None))
     assert kind in (bool, int, float, str), f"{field.name}: {hint}"
     return kind, len(members) == 2
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _reader(kind: type, optional: bool) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pruning.sweep import plan as sweep_config
+from pruning.sweep import plan as sweep_plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,9 +24,9 @@ def write_config(folder: Path, text: str, out: str = "study") -> Path:
 def start_sweep(config: Path, *flags: str, **environment: str) -> "subprocess.Popen[str]":
     """Start a sweep as a process of its own, with the train script that is set here."""
     code = (
-        "import pathlib, sys; from pruning.sweep import __main__ as sweep, plan as sweep_config\n"
+        "import pathlib, sys; from pruning.sweep import __main__ as sweep, plan as sweep_plan\n"
         "sweep.LOCK_SECONDS = 60.0\n"
-        f"sweep_config.TRAIN_SCRIPT = pathlib.Path({str(sweep_config.TRAIN_SCRIPT)!r})\n"
+        f"sweep_plan.TRAIN_SCRIPT = pathlib.Path({str(sweep_plan.TRAIN_SCRIPT)!r})\n"
         "sys.exit(sweep.main(sys.argv[1:]))"
     )
     return subprocess.Popen(

@@ -7,17 +7,12 @@ import pytest
 from data.options import parse_options
 from models.training.recipes import recipe_of
 from pruning.schedules import build_schedule
-from pruning.sweep.plan import first_runs, load_config, train_flags
+from pruning.sweep.config import load_config
+from pruning.sweep.plan import first_runs
 from train import TrainOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 RECIPES = [path for path in CONFIGS if not path.stem.endswith("-sweep")]
-
-
-@pytest.fixture(scope="module")
-def flags() -> dict[str, str]:
-    """What train.py takes."""
-    return train_flags()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -49,8 +44,9 @@ def test_librispeech_recipes_are_the_authors(
 @pytest.mark.parametrize(
     "path", [path for path in CONFIGS if path not in RECIPES], ids=lambda path: path.stem
 )
-def test_sweep_is_read_and_expands(path: Path, flags: dict[str, str]) -> None:
-    config = load_config(path, flags)
+def test_sweep_is_read_and_expands(path: Path) -> None:
+    config = load_config(path)
     runs = first_runs(config)
-    assert {run.options["method"] for run in runs} == set(config.grid["method"])
+    asked = {method for grid in config.grids for method in grid["method"]}
+    assert {run.options["method"] for run in runs} == asked
     assert len({run.name for run in runs}) == len(runs)

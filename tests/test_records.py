@@ -148,6 +148,18 @@ def test_damaged_saved_runs_are_refused(tmp_path: Path) -> None:
         load_records([saved])
 
 
+@pytest.mark.parametrize("rate", [0.2, 0.3])
+def test_run_that_was_repeated_counts_as_its_record(tmp_path: Path, rate: float) -> None:
+    write_run(tmp_path / "old" / "run", rate=0.2)
+    saved = _saved(tmp_path / "runs.json", tmp_path / "old")
+    folder = write_run(tmp_path / "new" / "run", rate=rate)
+    runs = load_runs([saved, tmp_path / "new"])
+    assert runs.records == load_records([saved])
+    is_same = rate == 0.2
+    assert runs.repeated == ([] if is_same else ["run"])
+    assert runs.folders == ({"run": folder} if is_same else {})
+
+
 def test_two_different_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "old" / "run")
     saved = _saved(tmp_path / "runs.json", tmp_path / "old")

@@ -130,6 +130,8 @@ def run_command(argv: Sequence[str] | None) -> None:
     if arguments.out and not arguments.runs:
         parser.error("--out needs RUNS to report")
     runs = load_runs(arguments.runs)
+    for name in runs.repeated:
+        sys.stderr.write(f"{name} was run twice with the same options: the first given counts\n")
     if arguments.compare:
         first, second = (find_run(name, runs) for name in arguments.compare)
         sys.stdout.write(compare(first, second))

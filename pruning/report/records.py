@@ -47,11 +47,13 @@ class Runs:
         records: One record for each run, see :func:`load_records`.
         folders: Folder of each run that was read from one, by its name.
         overlaps: Intersection over union of the masks of two runs, by their names.
+        repeated: Names of runs that were found a second time with other results; the first counts.
     """
 
     records: list[Record] = field(default_factory=list)
     folders: dict[str, Path] = field(default_factory=dict)
     overlaps: dict[frozenset[str], float] = field(default_factory=dict)
+    repeated: list[str] = field(default_factory=list)
 
 
 def load_records(paths: Sequence[Path]) -> list[Record]:
@@ -84,12 +86,21 @@ def load_runs(paths: Sequence[Path]) -> Runs:
     found += [_read_folder(folder, name) for name, folder in runs.folders.items()]
     known: dict[str, Record] = {}
     for record in found:
-        if known.setdefault(record["name"], record) != record:
+        first = known.setdefault(record["name"], record)
+        if first["options"] != record["options"]:
             raise ValueError(
                 f"two different runs are called {record['name']!r}: rename one of the folders"
             )
+        if _outcome(first) != _outcome(record):
+            runs.repeated.append(record["name"])
+            runs.folders.pop(record["name"], None)
     runs.records = sorted(known.values(), key=lambda record: (*sort_key(record), record["name"]))
     return runs
+
+
+def _outcome(record: Record) -> tuple[Any, Any]:
+    """Return what a run gives again when it is repeated: what it recognises, and its weights."""
+    return record["utterances"], record["results"]["tensors"]
 
 
 def dump_runs(runs: Runs) -> str:

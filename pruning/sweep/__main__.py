@@ -18,16 +18,16 @@ from typing import Any
 
 from data.files import read_json, remove_left_overs, take_lock, write_json
 from data.options import OptionParser, command, interrupts, run_program
+from pruning.report.records import Record, load_records, write_csv
+from pruning.sweep.config import SweepConfig, load_config
 from pruning.sweep.executors import Executor, LocalExecutor, RayExecutor
 from pruning.sweep.plan import (
     PlannedRun,
-    SweepConfig,
     chosen_runs,
     count_runs,
     first_runs,
-    load_config,
+    has_files,
     train_command,
-    train_flags,
 )
 
 LOCK_SECONDS = 3.0
@@ -41,20 +41,25 @@ class Sweep:
         config: What is run.
         executor: What it is run by.
         interrupted: Signals received.
-        failed: Names of the runs that failed, or that one which failed was needed for.
+        failed: Names of the runs that failed, or that needed one that failed.
+        planned: Every run planned so far, by name.
     """
 
     config: SweepConfig
     executor: Executor
     interrupted: list[int]
     failed: set[str] = field(default_factory=set)
+    planned: dict[str, PlannedRun] = field(default_factory=dict)
 
-    def run_all(self) -> list[PlannedRun]:
-        """Run everything, as far as it gets; return what was planned."""
-        first = first_runs(self.config)
+    def run_all(self, first: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """Run everything, as far as it gets; return what was planned.
+
+        Args:
+            first: What :func:`first_runs` returned.
+        """
         self.run(first)
         if self.interrupted:
-            return first
+            return [*first]
         rates = {run.name: self.rates(run)[1] for run in first if self.is_finished(run.name)}
         others = chosen_runs(self.config, first, rates)
         asked = [run for run in (*first, *others) if not run.support]
@@ -64,36 +69,57 @@ class Sweep:
         return [*first, *others]
 
     def run(self, plan: Sequence[PlannedRun]) -> None:
-        """Run ``plan``, each run after the one that it takes stages over from."""
-        waiting = {}
-        for run in plan:
-            if self.is_finished(run.name):
-                _say(f"{run.name}: finished before, skipped")
-            else:
-                waiting[run.name] = run
+        """Run what is not finished of ``plan``, each run after those that it needs."""
+        waiting = self.outstanding(plan)
         stopped = False
         while waiting or self.executor.running():
             if self.interrupted and not stopped:
                 waiting.clear()
                 self.executor.stop()
                 stopped = True
+
             for run in list(waiting.values()):
-                if run.source in self.failed:
-                    _say(f"{run.name}: skipped, for {run.source} did not finish")
+                lost = [name for name in run.needs if name in self.failed]
+                if lost:
+                    _say(f"{run.name}: skipped, for {lost[0]} did not finish")
                     self.failed.add(run.name)
                     del waiting[run.name]
-                elif self.executor.is_free() and (not run.source or self.is_finished(run.source)):
+                elif self.executor.is_free() and all(map(self.is_ready, run.needs)):
                     _say(f"{run.name}: submitted")
                     command = train_command(self.config, run)
                     self.executor.submit(run.name, command, self.log(run.name))
                     del waiting[run.name]
+
             if self.executor.running():
                 for name, status in self.executor.wait():
                     self.settle(name, status)
 
+    def outstanding(self, plan: Sequence[PlannedRun]) -> dict[str, PlannedRun]:
+        """Return what has to be run of ``plan``, in order, and say what has not.
+
+        Before each run that is not finished stand those whose files it needs, where these are not
+        at hand: finished or not, they are run.
+        """
+        self.planned |= {run.name: run for run in plan}
+        waiting: dict[str, PlannedRun] = {}
+        for run in plan:
+            if self.is_finished(run.name):
+                _say(f"{run.name}: finished before, skipped")
+            elif not run.support:
+                self._add_with_needs(run, waiting)
+        return waiting
+
+    def _add_with_needs(self, run: PlannedRun, waiting: dict[str, PlannedRun]) -> None:
+        for name in run.needs:
+            if not self.is_ready(name) and name not in waiting and name not in self.failed:
+                if self.is_finished(name):
+                    _say(f"{name}: run again, for {run.name} needs its files")
+                self._add_with_needs(self.planned[name], waiting)
+        waiting.setdefault(run.name, run)
+
     def settle(self, name: str, status: int) -> None:
         """Say how a run ended."""
-        if self.is_finished(name):
+        if self.is_ready(name):
             _say(f"{name}: finished")
         elif self.interrupted:
             _say(f"{name}: interrupted")
@@ -106,21 +132,32 @@ class Sweep:
         """Return the file that a run's output goes to."""
         return self.config.out / f"{name}.log"
 
+    def is_ready(self, name: str) -> bool:
+        """Say whether a run is finished and its files are at hand."""
+        return has_files(self.config, name)
+
     def is_finished(self, name: str) -> bool:
-        """Say whether a run has left its results."""
-        return (self.config.out / name / "results.json").is_file()
+        """Say whether a run has left its results, in its folder or in a report."""
+        return name in self.config.records or self.is_ready(name)
 
     def rates(self, run: PlannedRun) -> tuple[str, float, float]:
         """Return the name of a finished run's error, PER or WER, and its value on dev and test."""
+        record = self.config.records.get(run.name)
         path = self.config.out / run.name / "results.json"
         try:
-            results = read_json(path)
+            results = record["results"] if record else read_json(path)
             name = "per" if "per" in results else "wer"
             return name.upper(), results["dev"][name]["rate"], results[name]["rate"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{path} is damaged: delete the folder, and the run is repeated"
             ) from None
+
+    def records(self, plan: Sequence[PlannedRun]) -> list[Record]:
+        """Return the records of finished runs; one of a report wins over a run made again."""
+        known = self.config.records
+        folders = [self.config.out / run.name for run in plan if run.name not in known]
+        return [known[run.name] for run in plan if run.name in known] + load_records(folders)
 
 
 @contextmanager
@@ -170,13 +207,13 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def show_plan(config: SweepConfig) -> None:
+def show_plan(config: SweepConfig, first: Sequence[PlannedRun]) -> None:
     """Print the command of each run; those that wait for the choice on dev have none yet."""
-    first = first_runs(config)
     for run in first:
         command = [*train_command(config, run), f"--device={config.devices[0]}"]
-        state = " (finished)" if (config.out / run.name / "results.json").is_file() else ""
-        _say(f"{run.name}{state}: {shlex.join(command)}")
+        is_finished = run.name in config.records or has_files(config, run.name)
+        note = " (finished)" if is_finished else " (only if others need it)" if run.support else ""
+        _say(f"{run.name}{note}: {shlex.join(command)}")
     if waiting := count_runs(config) - sum(not run.support for run in first):
         _say(f"and at the other seeds, with the values that are best on dev: {waiting}")
 
@@ -195,10 +232,7 @@ def report(sweep: Sweep, plan: Sequence[PlannedRun], again: str) -> int:
     if sweep.failed:
         _say(f"failed or skipped: {len(sweep.failed)}; try again with: {again}")
         return 1
-    from pruning.report.records import load_records, write_csv
-
-    folders = [sweep.config.out / run.name for run in asked]
-    write_csv(load_records(folders), sweep.config.out / "results.csv")
+    write_csv(sweep.records(asked), sweep.config.out / "results.csv")
     _say(f"wrote {sweep.config.out / 'results.csv'}")
     return 0
 
@@ -212,9 +246,10 @@ def run_command(argv: Sequence[str] | None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     arguments = parser.parse_args(argv)
 
-    config = load_config(arguments.config, train_flags())
+    config = load_config(arguments.config)
+    first = first_runs(config)
     if arguments.dry_run:
-        show_plan(config)
+        show_plan(config, first)
         return 0
 
     threads = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
@@ -224,7 +259,7 @@ def run_command(argv: Sequence[str] | None) -> int:
         executor: Executor = kind(config, threads)
         with interrupts() as interrupted:
             sweep = Sweep(config, executor, interrupted)
-            return report(sweep, sweep.run_all(), again)
+            return report(sweep, sweep.run_all(first), again)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data.files import take_lock
-from pruning.sweep.plan import SweepConfig
+from pruning.sweep.config import SweepConfig
 
 POLL_SECONDS = 0.1
 
