@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from data.metrics import NUM_SAMPLES, bootstrap_interval, draw_rates, group_totals
+
 Utterances = Sequence[Mapping[str, Any]]
 
-NUM_SAMPLES = 1000
-SEED = 0
 MIN_GOOD = 2  # reference tokens that both systems got right and that part two segments
 
 
@@ -45,7 +45,7 @@ class SegmentTest:
 
 
 def pooled_interval(
-    utterances: Utterances, num_samples: int = NUM_SAMPLES, seed: int = SEED
+    utterances: Utterances, num_samples: int = NUM_SAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Return a 95 % interval of errors / reference tokens pooled over ``utterances``.
 
@@ -56,14 +56,11 @@ def pooled_interval(
     Raises:
         ValueError: If there is no reference token.
     """
-    edits, tokens = _totals(utterances, _speakers(utterances))
-    rates = _draw(edits, tokens, num_samples, seed)
-    low, high = np.percentile(rates, [2.5, 97.5])
-    return float(low), float(high)
+    return bootstrap_interval(*_columns(utterances), num_samples, seed)
 
 
 def paired_bootstrap(
-    first: Utterances, second: Utterances, num_samples: int = NUM_SAMPLES, seed: int = SEED
+    first: Utterances, second: Utterances, num_samples: int = NUM_SAMPLES, seed: int = 0
 ) -> Difference:
     """Return the difference of two pooled error rates, first minus second.
 
@@ -75,11 +72,10 @@ def paired_bootstrap(
         ValueError: If the utterances differ, or have no reference token.
     """
     _check_pairs(first, second)
-    speakers = _speakers(first)
     drawn, rates = [], []
     for utterances in (first, second):
-        edits, tokens = _totals(utterances, speakers)
-        drawn.append(_draw(edits, tokens, num_samples, seed))
+        edits, tokens = group_totals(*_columns(utterances))
+        drawn.append(draw_rates(edits, tokens, num_samples, seed))
         rates.append(float(edits.sum() / tokens.sum()))
     low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
     return Difference(rates[0] - rates[1], float(low), float(high))
@@ -182,25 +178,8 @@ def _count(operations: str) -> tuple[int, int]:
     return len(operations) - operations.count("="), len(operations) - inserted
 
 
-def _speakers(utterances: Utterances) -> list[str]:
-    return sorted({str(line["speaker"]) for line in utterances})
-
-
-def _totals(utterances: Utterances, speakers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return errors and reference tokens of each speaker."""
-    place = {speaker: i for i, speaker in enumerate(speakers)}
-    totals = np.zeros((2, len(speakers)))
-    for line in utterances:
-        totals[:, place[line["speaker"]]] += _count(line["operations"])
-    if not totals[1].any():
-        raise ValueError("no reference tokens, so no interval: score a test set that has some")
-    return totals[0], totals[1]
-
-
-def _draw(edits: np.ndarray, tokens: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
-    """Return the pooled rates of drawn speakers; draws without a reference token are left out."""
-    draws = np.random.default_rng(seed).integers(len(edits), size=(num_samples, len(edits)))
-    drawn_tokens = tokens[draws].sum(1)
-    has_rate = drawn_tokens > 0
-    rates: np.ndarray = edits[draws].sum(1)[has_rate] / drawn_tokens[has_rate]
-    return rates
+def _columns(utterances: Utterances) -> tuple[list[int], list[int], list[str]]:
+    """Return errors, reference tokens and speaker of each utterance."""
+    counts = [_count(line["operations"]) for line in utterances]
+    speakers = [str(line["speaker"]) for line in utterances]
+    return [errors for errors, _ in counts], [tokens for _, tokens in counts], speakers
