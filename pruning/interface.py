@@ -16,21 +16,17 @@ The loop in train.py knows just this:
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from data.options import option
 from pruning.masks import apply_masks, check_pattern, count_zeros, magnitude_masks
 
 Params = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
-
-
-def _option(help: str, default: Any, choices: Any = None, positive: bool = False) -> Any:
-    """Describe a field that train.py makes a flag of."""
-    return field(default=default, metadata={"help": help, "choices": choices, "positive": positive})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,59 +39,59 @@ class PruneOptions:
         ValueError: If a value is out of range.
     """
 
-    sparsity: float = _option("fraction in [0, 1) of the in-scope weights to drop", 0.0)
-    granularity: str = _option("what is ranked together", "global", ("global", "layerwise"))
-    pattern: str = _option(
+    sparsity: float = option("fraction in [0, 1) of the in-scope weights to drop", 0.0)
+    granularity: str = option("what is ranked together", "global", ("global", "layerwise"))
+    pattern: str = option(
         "unstructured, or N:M, which keeps N of every M neighbours in a row", "unstructured"
     )
-    prune_every: int = _option("optimizer steps between re-prunes", 50, positive=True)
-    start_sparsity: float | None = _option(
+    prune_every: int = option("optimizer steps between re-prunes", 50, positive=True)
+    start_sparsity: float | None = option(
         "parp-p: sparsity to begin with; without it half of --sparsity", None
     )
-    growth: str = _option("parp-p: how the sparsity rises", "linear", ("linear", "cubic"))
-    grow_until: float = _option("parp-p: share of the steps in which the sparsity rises", 0.75)
-    cooldown: float | None = _option(
+    growth: str = option("parp-p: how the sparsity rises", "linear", ("linear", "cubic"))
+    grow_until: float = option("parp-p: share of the steps in which the sparsity rises", 0.75)
+    cooldown: float | None = option(
         "parp-cooldown, parp-latent, gmp: share of the steps under the final mask; without it 0.2, "
         "for gmp a third",
         None,
     )
-    dense_share: float = _option("gmp: share of the steps before anything is pruned", 0.1)
-    latent: bool = _option(
+    dense_share: float = option("gmp: share of the steps before anything is pruned", 0.1)
+    latent: bool = option(
         "gmp: until the final mask, pruned weights keep their values outside the forward pass, as "
         "in parp-latent",
         False,
     )
-    latent_decay: float = _option(
+    latent_decay: float = option(
         "parp-latent, gmp --latent: decay of pruned weights a step, times the learning rate; rises "
         "to this over the first quarter of the steps",
         0.0,
     )
-    random_mask: str = _option(
+    random_mask: str = option(
         "rp: every weight alike, or the authors' magnitudes of a random initialisation, which "
         "drop the biases first",
         "uniform",
         ("uniform", "init"),
     )
-    round_steps: int | None = _option(
+    round_steps: int | None = option(
         "imp: steps of a round; without it those of a full run", None, positive=True
     )
-    rewind_step: int = _option(
+    rewind_step: int = option(
         "omp, imp: step of the dense stage to rewind to; 0 is the initial weights", 0
     )
-    scope: str | None = _option(
+    scope: str | None = option(
         "prunable parameters: encoder (w2v2); encoder_decoder, encoder, decoder (whisper); "
         "without it the whole transformer",
         None,
     )
-    biases: bool | None = _option(
+    biases: bool | None = option(
         "biases are in the scope; without it they are, but for a pattern N:M", None
     )
-    zero_moments: bool = _option("forget Adam's moments of weights when they are pruned", False)
-    init_mask: str | None = _option("mask file of another run to begin with", None)
-    reuse: str | None = _option(
+    zero_moments: bool = option("forget Adam's moments of weights when they are pruned", False)
+    init_mask: str | None = option("mask file of another run to begin with", None)
+    reuse: str | None = option(
         "run folder whose finished stages are taken over, where they are the same", None
     )
-    seed: int = _option("seed of weights, data order, dropout, masking and random masks", 0)
+    seed: int = option("seed of weights, data order, dropout, masking and random masks", 0)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -1,9 +1,9 @@
 """How each model is fine-tuned where the command line does not say."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
+from data.options import option
 from models import FAMILIES, PRESETS, family_of
 from models.family import Family, Recipe
 from models.training.tasks import PRECISIONS
@@ -25,11 +25,6 @@ def defaults_of(field: str) -> str:
     return ", ".join(f"{name} {getattr(recipe, field):g}" for name, recipe in _named_recipes())
 
 
-def _option(help: str, default: Any, choices: Any = None, positive: bool = False) -> Any:
-    """Describe a field that train.py makes a flag of."""
-    return field(default=default, metadata={"help": help, "choices": choices, "positive": positive})
-
-
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """How the model is fine-tuned.
@@ -37,46 +32,46 @@ class FitOptions:
     Every field is a flag of train.py; those of a recipe default to it.
     """
 
-    steps: int | None = _option("optimizer steps, in place of --epochs", None, positive=True)
-    epochs: float | None = _option(f"passes over train; {defaults_of('epochs')}", None, None, True)
-    lr: float | None = _option(f"peak learning rate; {defaults_of('lr')}", None, None, True)
-    head_lr: float | None = _option(f"of a new head; {defaults_of('head_lr')}", None, None, True)
-    batch_seconds: float | None = _option(
+    steps: int | None = option("optimizer steps, in place of --epochs", None, positive=True)
+    epochs: float | None = option(f"passes over train; {defaults_of('epochs')}", None, None, True)
+    lr: float | None = option(f"peak learning rate; {defaults_of('lr')}", None, None, True)
+    head_lr: float | None = option(f"of a new head; {defaults_of('head_lr')}", None, None, True)
+    batch_seconds: float | None = option(
         f"audio in a batch, padding included; {defaults_of('batch_seconds')}", None, None, True
     )
-    warmup: float = _option("share of the steps in which the learning rate rises", 0.1)
-    hold: float | None = _option(f"share of the steps at the peak; {defaults_of('hold')}", None)
-    grad_accum: int = _option("batches summed into one optimizer step", 1, positive=True)
-    clip: float = _option("largest gradient norm", 1.0, positive=True)
-    weight_decay: float = _option("AdamW's weight decay", 0.0)
-    mask_time: float | None = _option(
+    warmup: float = option("share of the steps in which the learning rate rises", 0.1)
+    hold: float | None = option(f"share of the steps at the peak; {defaults_of('hold')}", None)
+    grad_accum: int = option("batches summed into one optimizer step", 1, positive=True)
+    clip: float = option("largest gradient norm", 1.0, positive=True)
+    weight_decay: float = option("AdamW's weight decay", 0.0)
+    mask_time: float | None = option(
         "share of frames hidden in training where masks do not overlap; of log-mels by "
         "SpecAugment, two masks each up to this share wide; without it what the preset has",
         None,
     )
-    mask_channel: float | None = _option("the same of channels, or of mels", None)
-    dropout: float | None = _option(
+    mask_channel: float | None = option("the same of channels, or of mels", None)
+    dropout: float | None = option(
         "probability of every dropout in the model; without it what the preset has", None
     )
-    label_smoothing: float | None = _option(
+    label_smoothing: float | None = option(
         "sequence to sequence: share of each target token that the loss spreads over all tokens; "
         f"{defaults_of('label_smoothing')}",
         None,
     )
-    freeze: str | None = _option(
+    freeze: str | None = option(
         "what stays as it is; without it the feature encoder if it is pre-trained, else none",
         None,
         choices=("none", *dict.fromkeys(part for f in FAMILIES.values() for part in f.freezable)),
     )
-    precision: str | None = _option(
+    precision: str | None = option(
         "inside the model; without it bf16 on CUDA, fp32 on the CPU", None, tuple(PRECISIONS)
     )
-    fast: bool = _option(
+    fast: bool = option(
         "leave the padding out of batches and, on CUDA, replay captured graphs; --no-fast takes "
         "the plain path, with the same numbers but for what dropout draws",
         True,
     )
-    patience: int = _option("non-finite steps in a row before the run stops", 10, positive=True)
+    patience: int = option("non-finite steps in a row before the run stops", 10, positive=True)
 
 
 def recipe_of(model_name: str, target: str, options: FitOptions) -> Recipe:
