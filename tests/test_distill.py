@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import build_model
+from models import build_model, build_task
 from models.draw import Draw
+from models.spec_augment import SpecAugment
 from models.training.distill import Distillation, DistillOptions, logit_divergence, state_distance
-from models.training.tasks import Outputs, Padded, Task, build_task
-from models.whisper.spec_augment import SpecAugment
+from models.training.tasks import Outputs, Padded, Task
 
 START, END, BLANK = [1, 7], 2, 0
 SEQ2SEQ = {
