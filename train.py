@@ -215,8 +215,10 @@ def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None)
 
 def build_stage_optimizer(run: Run) -> None:
     """Begin with a fresh optimizer for the steps of the stage."""
-    about = run.checkpoint.run
-    run.optimizer = build_optimizer(run.checkpoint.model, run.options, about, run.steps)
+    about, restarts = run.checkpoint.run, []
+    if run.options.lr_restart:
+        restarts = [step for step in range(1, run.steps) if run.schedule.prunes_at(step)]
+    run.optimizer = build_optimizer(run.checkpoint.model, run.options, about, run.steps, restarts)
     run.schedule.optimizer = run.optimizer
 
 

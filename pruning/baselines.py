@@ -15,6 +15,7 @@ class Dense(Schedule):
     stages = ("dense",)
     takes_masks = False
     rewinds = True
+    ranks_untrained = False
 
     @property
     def dense_steps(self) -> int:
@@ -52,6 +53,7 @@ class RandomPruning(MagnitudePruning):
     """
 
     takes_masks = False
+    ranks_untrained = False
 
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Draw the masks from the seed."""

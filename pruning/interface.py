@@ -24,6 +24,7 @@ from torch import Tensor
 
 from data.options import option
 from pruning.masks import apply_masks, check_pattern, count_zeros, magnitude_masks
+from pruning.scores import SCORES, fisher_scores, lamp_scores
 
 Params = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
@@ -43,6 +44,12 @@ class PruneOptions:
     granularity: str = option("what is ranked together", "global", ("global", "layerwise"))
     pattern: str = option(
         "unstructured, or N:M, which keeps N of every M neighbours in a row", "unstructured"
+    )
+    score: str = option(
+        "what weights are ranked by: magnitude; lamp, magnitude in relation to the larger ones of "
+        "the same tensor; fisher, magnitude times the root of Adam's second moment (gmp)",
+        "magnitude",
+        SCORES,
     )
     prune_every: int = option("optimizer steps between re-prunes", 50, positive=True)
     start_sparsity: float | None = option(
@@ -85,6 +92,12 @@ class PruneOptions:
     )
     biases: bool | None = option(
         "biases are in the scope; without it they are, but for a pattern N:M", None
+    )
+    lr_restart: bool = option(
+        "after the warm-up the learning rate falls to a tenth by the next re-prune, there starts "
+        "again at its peak, and so on, in place of --hold; for methods with few re-prunes, no "
+        "change for those without",
+        False,
     )
     zero_moments: bool = option("forget Adam's moments of weights when they are pruned", False)
     init_mask: str | None = option("mask file of another run to begin with", None)
@@ -171,6 +184,14 @@ class Adam(Protocol):
 
     lr: float
 
+    def second_moments(self, params: Params) -> dict[str, Tensor]:
+        """Return Adam's running means of squared gradients by name of ``params``.
+
+        Raises:
+            ValueError: If no step has been taken yet.
+        """
+        ...
+
 
 class Schedule:
     """The interface that the loop calls; by itself one magnitude mask, applied once.
@@ -185,6 +206,7 @@ class Schedule:
         takes_masks: Whether stage 0 may begin with the masks of another run.
         holds_masks: Whether the first masks are also the last.
         rewinds: Whether stage 0 is dense, so that its early states may be rewound to.
+        ranks_untrained: Whether weights are ranked for which this stage's optimizer has no moments.
         stage: Which of the stages is under way.
         num_steps: Optimizer steps of this stage.
         first_masks: Masks that the stage began with.
@@ -196,6 +218,7 @@ class Schedule:
     takes_masks = True
     holds_masks = False
     rewinds = False
+    ranks_untrained = True
 
     def __init__(self, options: PruneOptions) -> None:
         """Take ``options``; raise ValueError where the method cannot follow them."""
@@ -226,10 +249,25 @@ class Schedule:
         return full_steps
 
     def rank(self, weights: Params, sparsity: float | None = None) -> Masks:
-        """Drop the smallest magnitudes of ``weights``, by default at the target sparsity."""
+        """Drop what has the smallest scores in ``weights``, by default at the target sparsity."""
         options = self.options
         sparsity = options.sparsity if sparsity is None else sparsity
-        return magnitude_masks(weights, sparsity, options.granularity, options.pattern)
+        scores = self.scores(weights) if sparsity else weights
+        return magnitude_masks(scores, sparsity, options.granularity, options.pattern)
+
+    def scores(self, weights: Params) -> Params:
+        """Return what ``weights`` are ranked by; signs don't count.
+
+        Raises:
+            ValueError: If the score needs moments and there are none.
+        """
+        if self.options.score == "lamp":
+            return lamp_scores(weights)
+        if self.options.score == "fisher":
+            if self.optimizer is None:
+                raise ValueError("score fisher needs an optimizer's moments: train first")
+            return fisher_scores(weights, self.optimizer.second_moments(weights))
+        return weights
 
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Choose the masks that the stage begins with.

@@ -292,6 +292,7 @@ class GradualPruning(LatentPARP):
     """
 
     takes_masks = False
+    ranks_untrained = False
     default_cooldown = 1 / 3
 
     def __init__(self, options: PruneOptions) -> None:
@@ -351,4 +352,11 @@ def build_schedule(method: str, options: PruneOptions) -> Schedule:
     """
     if method not in SCHEDULES:
         raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(SCHEDULES)}")
-    return SCHEDULES[method](options)
+    cls = SCHEDULES[method]
+    if options.score == "fisher" and cls.ranks_untrained:
+        able = ", ".join(name for name, each in SCHEDULES.items() if not each.ranks_untrained)
+        raise ValueError(
+            f"score fisher needs Adam's second moments, and {method} ranks weights that no step "
+            f"has moved: use it with {able}, or give another score"
+        )
+    return cls(options)

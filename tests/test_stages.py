@@ -251,6 +251,19 @@ def test_alignments_of_every_test_utterance_are_kept(omp: Path) -> None:
     assert sum(len(line["reference"]) for line in lines) == counts["reference_tokens"]
 
 
+def test_rate_starts_again_at_the_reprunes_that_are_logged(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    flags = ("--method", "gmp", "--score", "fisher", "--lr-restart", "--dense-share", "0.2")
+    assert _run(small_corpus, tmp_path / "run", "gmp", *flags, "--prune-every", "3", steps=12) == 0
+    events = _events(tmp_path / "run")
+    pruned = [event["step"] for event in events if event["event"] == "reprune"]
+    assert pruned == [3, 6, 8]
+    rates = {event["step"]: event["lr"] for event in events if event["event"] == "train"}
+    assert [step for step in rates if rates[step] == 1e-2] == [4, 7, 9]
+    assert rates[6] < rates[5] < 1e-2
+
+
 def test_zeroed_moments_change_the_run_and_default_keeps_them(
     small_corpus: Path, tmp_path: Path
 ) -> None:
@@ -275,6 +288,7 @@ def test_zeroed_moments_change_the_run_and_default_keeps_them(
         (["--start-sparsity", "0.4"], "start sparsity 0.4 is out of range"),
         (["--grow-until", "0"], "grow_until 0 is no share"),
         (["--cooldown", "1"], "cooldown 1 is no share"),
+        (["--score", "fisher"], "score fisher needs Adam's second moments, and parp ranks"),
         (["--dense-share", "1"], "dense_share 1 is no share"),
         (["--method", "gmp", "--cooldown", "0.9"], "leave no steps for the sparsity to grow in"),
         (["--method", "gmp", "--pattern", "1:2", "--sparsity", "0.5"], "gmp goes through several"),

@@ -27,6 +27,7 @@ class Optimizer:
         weight_decay: Decoupled weight decay.
         scale_loss: Scale the loss as fp16 needs (``torch.amp.GradScaler``).
         patience: Non-finite steps in a row before ``check`` raises.
+        restarts: Steps (from 0) at which the rate starts again, see :func:`restarted_factor`.
 
     Attributes:
         lr: Rate of the latest step, of the parameters outside the head.
@@ -48,6 +49,7 @@ class Optimizer:
         weight_decay: float = 0.0,
         scale_loss: bool = False,
         patience: int = 10,
+        restarts: Sequence[int] = (),
     ) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         groups = [
@@ -65,6 +67,7 @@ class Optimizer:
         device = self._params[0].device
         self._scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
         self._steps, self._warmup, self._hold = steps, warmup, hold
+        self._restarts = restarts
         self._clip = clip
         self._patience = patience
         # skipped so far, skipped in a row, the longest row since the last check
@@ -91,7 +94,10 @@ class Optimizer:
         Returns:
             The gradient norm before clipping, a scalar on the device.
         """
-        factor = learning_rate_factor(number, self._steps, self._warmup, self._hold)
+        if self._restarts:
+            factor = restarted_factor(number, self._steps, self._warmup, self._restarts)
+        else:
+            factor = learning_rate_factor(number, self._steps, self._warmup, self._hold)
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.lr = self._adam.param_groups[0]["lr"]
@@ -128,6 +134,22 @@ class Optimizer:
                 "--precision fp32"
             )
         return int(skipped)
+
+    def second_moments(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return Adam's running means of squared gradients by name of ``params``.
+
+        They are the optimizer's own tensors, without the correction of their bias.
+
+        Raises:
+            ValueError: If no step has been taken yet.
+        """
+        moments = {}
+        for name, parameter in params.items():
+            state = self._adam.state.get(parameter, {})
+            if "exp_avg_sq" not in state:
+                raise ValueError(f"{name} has no second moment yet: take a training step first")
+            moments[name] = state["exp_avg_sq"]
+        return moments
 
     @torch.no_grad()
     def zero_moments(self, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
@@ -171,8 +193,30 @@ def learning_rate_factor(step: int, steps: int, warmup: float, hold: float) -> f
     return float(0.05 ** ((progress - warmup - hold) / (1.0 - warmup - hold)))
 
 
+def restarted_factor(step: int, steps: int, warmup: float, restarts: Sequence[int]) -> float:
+    """Return the factor of the peak rate at ``step`` (from 0) where it starts again at prunes.
+
+    After the warm-up, which is that of :func:`learning_rate_factor`, the rate falls linearly from
+    the peak to a tenth of it by the next restart, or by the end of the run.
+
+    Source:
+        The learning rate rewinds of the gradual recipes of oBERT (Kurtic et al. 2022,
+        arXiv:2203.07259), SparseML's ``cyclic_linear``. There the interval is in epochs and the
+        end a tenth to a half of the peak, by recipe.
+    """
+    if step < warmup * steps:
+        return learning_rate_factor(step, steps, warmup, hold=0.0)
+    start = max([warmup * steps, *(restart for restart in restarts if restart <= step)])
+    end = min([steps, *(restart for restart in restarts if restart > step)])
+    return 1.0 - 0.9 * (step - start) / (end - start)
+
+
 def build_optimizer(
-    model: nn.Module, options: FitOptions, about: Mapping[str, Any], steps: int
+    model: nn.Module,
+    options: FitOptions,
+    about: Mapping[str, Any],
+    steps: int,
+    restarts: Sequence[int] = (),
 ) -> Optimizer:
     """Return a fresh optimizer for so many steps.
 
@@ -181,6 +225,7 @@ def build_optimizer(
         options: What decides the recipe.
         about: ``model`` and ``target`` of the run, and ``new_head``, names of a new head.
         steps: Optimizer steps.
+        restarts: As for :class:`Optimizer`.
     """
     recipe = recipe_of(about["model"], about["target"], options)
     return Optimizer(
@@ -195,4 +240,5 @@ def build_optimizer(
         weight_decay=options.weight_decay,
         scale_loss=options.precision == "fp16",
         patience=options.patience,
+        restarts=restarts,
     )
