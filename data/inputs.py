@@ -51,7 +51,7 @@ class DataOptions:
     phones: int = option("phone set to train on; scores are on 39", 39, choices=tuple(PHONE_SETS))
     subword_vocab: int = option("vocabulary size of --target subword", 300, positive=True)
     audio_ctx: str = option(
-        "what whisper's audio is padded to: own (each utterance's own length, rounded up to a "
+        "what audio is padded to for log-mels: own (each utterance's own length, rounded up to a "
         "second), auto (the corpus' longest utterance), full (30 s), or seconds",
         "auto",
     )

@@ -86,8 +86,8 @@ class PruneOptions:
         "omp, imp: step of the dense stage to rewind to; 0 is the initial weights", 0
     )
     scope: str | None = option(
-        "prunable parameters: encoder (w2v2); encoder_decoder, encoder, decoder (whisper); "
-        "without it the whole transformer",
+        "prunable parameters, one of the model's scopes: encoder or, with a decoder too, "
+        "encoder_decoder, encoder, decoder; without it the whole transformer",
         None,
     )
     biases: bool | None = option(

@@ -1,4 +1,6 @@
 import ast
+import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,3 +99,41 @@ def test_functions_stay_under_sixty_lines(path: Path) -> None:
         if isinstance(node, ast.FunctionDef):
             body_start = node.body[1] if ast.get_docstring(node) and node.body[1:] else node.body[0]
             assert (node.end_lineno or 0) - body_start.lineno + 1 <= 60, node.name
+
+
+def _words_of_code(tree: ast.AST) -> Iterator[str]:
+    """Yield every name and every string that is not documentation."""
+    documentation = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.alias | ast.ClassDef | ast.FunctionDef | ast.arg):
+            yield getattr(node, "id", None) or getattr(node, "name", None) or node.arg
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Constant) and id(node) not in documentation:
+            yield str(node.value)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_id)
+def test_only_its_folder_and_the_registry_know_a_family_by_name(path: Path) -> None:
+    from models import FAMILIES
+
+    folders = {
+        name: Path(inspect.getfile(family.model)).parent for name, family in FAMILIES.items()
+    }
+    if path.parent in folders.values() or path == ROOT / "models/__init__.py":
+        return
+    names = {
+        word.lower()
+        for family in FAMILIES.values()
+        for word in (family.name, family.model.__name__, family.hugging_face.model_type)
+    }
+    names |= {preset.split("-")[0] for family in FAMILIES.values() for preset in family.presets}
+    words = set(_words_of_code(ast.parse(path.read_text("utf-8"))))
+    known = re.compile("|".join(sorted(map(re.escape, names))), re.IGNORECASE)
+    assert not [word for word in words if known.search(word)]

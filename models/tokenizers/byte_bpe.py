@@ -255,7 +255,7 @@ class ByteBPETokenizer:
 
     def _special_id(self, token: str) -> int:
         if token not in self.added_tokens:
-            raise ValueError(f"{token} is not among the special tokens: expected Whisper's own")
+            raise ValueError(f"{token} is not among the special tokens: use the model's own")
         return self.added_tokens[token]
 
     def _find_start_ids(self) -> tuple[int, ...]:
