@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from models import wav2vec2, whisper
+from models import hubert, wav2vec2, whisper
 from models.family import Family, Preset, SpeechModel
 from models.spec_augment import SpecAugment
 from models.training.tasks import Task, check_precision
@@ -27,6 +27,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         wav2vec2.FAMILY,
         whisper.FAMILY,
+        hubert.FAMILY,
     )
 }
 """The record of each family, by the name that checkpoints hold."""

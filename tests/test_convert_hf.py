@@ -61,6 +61,7 @@ VARIANTS = {
     "base": ("Wav2Vec2ForCTC", "Wav2Vec2Config", WAV2VEC2),
     "large": ("Wav2Vec2ForCTC", "Wav2Vec2Config", LARGE),
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
+    "hubert": ("HubertForCTC", "HubertConfig", {**LARGE, "feat_proj_layer_norm": False}),
 }
 
 
@@ -106,7 +107,7 @@ def logits(model) -> torch.Tensor:
             return model.logits(waveform)
         if isinstance(model, Whisper):
             return model.logits(log_mel, ids)
-        if model.config.model_type == "wav2vec2":
+        if model.config.model_type in ("wav2vec2", "hubert"):
             return model(waveform).logits
         return model(input_features=log_mel, decoder_input_ids=ids).logits
 
