@@ -21,7 +21,7 @@ from pruning.report.__main__ import main as report
 transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-BOUND = 1e-10  # float64; observed up to 1.8e-15 (states, logits) and 5.7e-14 (gradients)
+BOUND = 1e-10  # float64; observed up to 2.0e-15 (states, logits) and 3.3e-13 (gradients)
 BASE = {
     "vocab_size": 11,
     "hidden_size": 24,
