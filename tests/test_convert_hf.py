@@ -255,7 +255,7 @@ def test_from_hf_lists_every_weight_that_does_not_fit(tmp_path, theirs):
         ("base", {"add_adapter": True}, "add_adapter = True"),
         ("base", {"feat_extract_activation": "relu"}, "feat_extract_activation = 'relu'"),
         ("base", {"conv_dim": [12, 12]}, "need one entry per layer"),
-        ("base", {"model_type": "hubert"}, "model_type 'hubert' is not implemented"),
+        ("base", {"model_type": "wavlm"}, "model_type 'wavlm' is not implemented"),
         ("whisper", {"tie_word_embeddings": False}, "tie_word_embeddings = False"),
         ("whisper", {"scale_embedding": True}, "scale_embedding = True"),
     ],
