@@ -18,15 +18,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.files import to_json, write_file, write_json
+from data.front_ends import front_end_of
 from data.inputs import (
     DataOptions,
     batch_sampler,
-    check_context,
+    check_inputs,
     load_inputs,
     model_input,
     resolve_data,
 )
-from data.log_mel import OWN_CONTEXT, longest_seconds
 from data.metrics import (
     ErrorRate,
     bootstrap_interval,
@@ -236,18 +236,14 @@ def protocol_line(
 ) -> str:
     """Say in one line under what rules the rates were obtained."""
     name, rate = next(iter(scores.rates.items()))
-    tokenizer, frontend = checkpoint.tokenizer, checkpoint.frontend
+    tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
     silence = "runs of sil merged" if merge_sil else "every sil kept"
     units = f"39 phones, q deleted, {silence}" if name == "per" else "lower case, no punctuation"
     search = f"beam {beam_size}" if beam_size > 1 else "greedy"
-    if frontend["kind"] == "log_mel":
-        padded = f"{longest_seconds(frontend['audio_ctx']):g} s"
-        if frontend["audio_ctx"] == OWN_CONTEXT:
-            padded = "each utterance's own length, rounded up to a second"
-        context = f"audio padded to {padded}, at most {checkpoint.decoding['max_tokens']} tokens"
-    else:
-        context = "padding never seen by the model"
+    context = front_end_of(checkpoint.frontend).padding
+    if "max_tokens" in checkpoint.decoding:
+        context += f", at most {checkpoint.decoding['max_tokens']} tokens"
     speakers = len({utterance.speaker for utterance in scores.utterances})
     return (
         f"{name.upper()} on {split} without SA: {len(scores.utterances)} utterances, {speakers} "
@@ -317,8 +313,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     utterances = load_timit(root, options.split)
     for warning in check_counts(options.split, utterances):
         print(f"{command('eval')}: warning: {warning}", file=sys.stderr)
-    if checkpoint.frontend["kind"] == "log_mel":
-        check_context(utterances, checkpoint.frontend["audio_ctx"])
+    check_inputs(utterances, checkpoint.frontend)
     precision = resolve_precision(options.precision, device)
     task = build_task(checkpoint.model, checkpoint.decoding, precision, options.fast)
     beam_size = options.beam_size if options.decode == "beam" else 1

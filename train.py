@@ -1,4 +1,4 @@
-"""Fine-tune and prune wav2vec2 or whisper: PARP and its baselines, in one loop.
+"""Fine-tune and prune wav2vec2, HuBERT or whisper: PARP and its baselines, in one loop.
 
     python train.py --model w2v2-demo --sparsity 0.6 --data demo    # needs no corpus, no weights
 
@@ -24,7 +24,7 @@ from data.files import read_json, remove_left_overs, write_json
 from data.inputs import (
     DataOptions,
     batch_sampler,
-    check_context,
+    check_inputs,
     free_bytes,
     model_input,
     resolve_data,
@@ -301,8 +301,7 @@ def learn_from(run: Run, path: Path) -> None:
 
     task = build_task(teacher.model, teacher.decoding, run.task.precision, options.fast)
     shares = takes_same_inputs(teacher, student)
-    if teacher.frontend["kind"] == "log_mel":
-        check_context(run.train, teacher.frontend["audio_ctx"])
+    check_inputs(run.train, teacher.frontend)
 
     def input_of(i: int) -> Tensor:
         return run.inputs[i] if shares else model_input(run.train[i], teacher.frontend)

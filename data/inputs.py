@@ -15,17 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.audio import SAMPLE_RATE, normalize_waveform, read_audio
 from data.batching import BatchSampler
 from data.files import read_json, remove_left_overs, write_file, write_json
-from data.log_mel import (
-    FULL_CONTEXT_SECONDS,
-    OWN_CONTEXT,
-    AudioContext,
-    context_of,
-    log_mel,
-    longest_seconds,
-)
+from data.front_ends import front_end_of
 from data.options import option
 from data.phones import PHONE_SETS
 from data.synthetic import ensure_demo_corpus
@@ -71,58 +63,35 @@ def resolve_data(data: str | None) -> str:
     return data or os.environ.get("TIMIT_ROOT") or "data/TIMIT"
 
 
-def model_input(utterance: Utterance, frontend: dict[str, Any]) -> Tensor:
+def model_input(utterance: Utterance, frontend: Mapping[str, Any]) -> Tensor:
     """Read an utterance as the model takes it: a waveform (S,) or a log-mel (M, F), float32.
 
     Raises:
         ValueError: If the utterance is longer than the checkpoint's context.
     """
-    waveform = read_audio(utterance.path)
-    if frontend["kind"] == "waveform":
-        return normalize_waveform(waveform) if frontend["normalize"] else waveform
-    check_context([utterance], frontend["audio_ctx"])
-    seconds = context_of(utterance.num_samples, frontend["audio_ctx"])
-    return log_mel(waveform, num_mels=frontend["num_mels"], seconds=seconds)
+    return front_end_of(frontend).read(utterance)
 
 
-def check_context(utterances: Sequence[Utterance], audio_ctx: AudioContext) -> None:
-    """Check that a model's audio context holds all of some utterances.
+def check_inputs(utterances: Sequence[Utterance], frontend: Mapping[str, Any]) -> None:
+    """Check that a checkpoint's front end can read some utterances.
 
     Raises:
-        ValueError: If it does not; names the longest.
+        ValueError: If the context does not hold one; names the longest.
     """
-    limit = longest_seconds(audio_ctx)
-    too_long = [u for u in utterances if u.num_samples > round(limit * SAMPLE_RATE)]
-    if not too_long:
-        return
-    longest = max(too_long, key=lambda utterance: utterance.num_samples)
-    remedy = "take such recordings out of the corpus, or cut them"
-    if longest.seconds <= FULL_CONTEXT_SECONDS:
-        remedy = f"train with --audio-ctx own, or {math.ceil(longest.seconds)} seconds at least"
-    others = f", and so are {len(too_long) - 1} others" if len(too_long) > 1 else ""
-    raise ValueError(
-        f"{longest.utt_id} ({longest.path}) lasts {longest.seconds:.2f} s and is longer than the "
-        f"model's audio context of {limit:g} s{others}: {remedy}"
-    )
+    front_end_of(frontend).check(utterances)
 
 
 def batch_sampler(
     utterances: Sequence[Utterance],
-    frontend: dict[str, Any],
+    frontend: Mapping[str, Any],
     batch_seconds: float,
     seed: int = 0,
     shuffle: bool = True,
 ) -> BatchSampler:
-    """Return a sampler of utterances with the lengths that a frontend pads them to.
-
-    Where each log-mel has its utterance's own length, a batch holds one length.
-    """
-    if frontend["kind"] == "waveform":
-        lengths = [utterance.seconds for utterance in utterances]
-        return BatchSampler(lengths, batch_seconds, seed, shuffle)
-    audio_ctx = frontend["audio_ctx"]
-    lengths = [context_of(utterance.num_samples, audio_ctx) for utterance in utterances]
-    return BatchSampler(lengths, batch_seconds, seed, shuffle, audio_ctx == OWN_CONTEXT)
+    """Return a sampler of utterances with the lengths that a front end pads them to."""
+    front_end = front_end_of(frontend)
+    lengths = [front_end.padded_seconds(utterance) for utterance in utterances]
+    return BatchSampler(lengths, batch_seconds, seed, shuffle, front_end.same_length)
 
 
 class LazyInputs(Sequence[Tensor]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from data.inputs import check_context
+from data.front_ends import check_context
 from data.log_mel import AudioContext, read_context
 from data.timit import Utterance, check_counts, load_timit
 

@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from data.options import option
+from models import FAMILIES
 from models.checkpoint import Checkpoint
 from models.device import send
 from models.draw import Draw
@@ -235,11 +236,15 @@ def takes_same_inputs(teacher: Checkpoint, student: Checkpoint) -> bool:
     """
     if teacher.frontend != student.frontend:
         return False
-    models: list[Any] = [teacher.model, student.model]
-    if not hasattr(student.model, "feature_encoder"):
-        return True
-    first, second = (model.feature_encoder.state_dict() for model in models)
+    first, second = _freezable_weights(teacher), _freezable_weights(student)
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def _freezable_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the weights that inputs may have been computed with before training."""
+    model = checkpoint.model
+    parts = tuple(f"{part}." for part in FAMILIES[model.family].freezable)
+    return {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
 
 
 def find_teacher(name: str, out: Path) -> Path:
@@ -287,11 +292,11 @@ def check_teacher(
     Raises:
         ValueError: If it can't; says why.
     """
-    families = [each.model.family for each in (teacher, student)]
-    if ("blank_id" in teacher.decoding) != ("blank_id" in student.decoding):
+    taught_by, taught = (FAMILIES[each.model.family] for each in (teacher, student))
+    if taught_by.seq2seq != taught.seq2seq:
         raise ValueError(
-            f"--teacher {name} is a {families[0]}, whose outputs stand at other places than those "
-            f"of a {families[1]}: give a teacher of the student's kind"
+            f"--teacher {name} is a {taught_by.name}, whose outputs stand at other places than "
+            f"those of a {taught.name}: give a teacher of the student's kind"
         )
     target, wanted = teacher.run.get("target"), student.run["target"]
     if target not in (None, wanted):
@@ -305,8 +310,8 @@ def check_teacher(
             "give a teacher that was trained on the same targets"
         )
     models: list[Any] = [teacher.model, student.model]
-    is_ctc = "blank_id" in student.decoding
-    if is_ctc and any(len({each.num_frames(n) for each in models}) > 1 for n in set(lengths)):
+    has_frames = not taught.seq2seq
+    if has_frames and any(len({each.num_frames(n) for each in models}) > 1 for n in set(lengths)):
         raise ValueError(
             f"--teacher {name} has other frames than the student: give a teacher whose "
             "convolutions have the same kernels and strides"
@@ -335,6 +340,6 @@ def _layout(checkpoint: Checkpoint) -> dict[str, str]:
         "decoder_layers": "decoder layers",
     }
     layout = {k: f"{name} {getattr(config, k)}" for k, name in named.items() if hasattr(config, k)}
-    if checkpoint.frontend["kind"] == "log_mel":
+    if "audio_ctx" in checkpoint.frontend:
         layout["audio_ctx"] = f"audio context {checkpoint.frontend['audio_ctx'] or 'full'}"
     return layout
