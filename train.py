@@ -183,7 +183,7 @@ def fit_stages(run: Run) -> bool:
             best = dict(load_checkpoint(run.out / "best.pt").model.named_parameters())
             stage = Stage({name: best[name] for name in run.params}, run.step, run.seconds)
             if run.world.writes:
-                if run.options.teacher == SELF and run.schedule.stage == 0:
+                if run.options.teacher == SELF and run.schedule.stage == 0 and not is_last:
                     shutil.copyfile(run.out / "best.pt", run.out / "teacher.pt")
                 save_stage(run.out, name, stage)
         if is_last:
@@ -208,6 +208,12 @@ def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None)
         previous = {name: previous[name].to(param.device) for name, param in run.params.items()}
     run.steps = run.schedule.stage_steps(stage, about["steps"])
     run.schedule.start(run.params, run.steps, stage, previous, masks)
+    has_dense_steps = run.schedule.dense_steps > 0 or len(run.schedule.stages) > 1
+    if options.teacher == SELF and not has_dense_steps:
+        raise ValueError(
+            f"--teacher self: the dense phase has none of the {run.steps} steps; raise "
+            "--dense-share, or --steps"
+        )
     build_stage_optimizer(run)
     run.sampler.load_state_dict({"epoch": 0, "position": 0})
     run.step, run.best, run.seconds = 0, math.inf, 0.0

@@ -241,7 +241,7 @@ class Schedule:
 
     @property
     def has_dense_phase(self) -> bool:
-        """Whether something is pruned, and trained on, after steps in which nothing was."""
+        """Whether pruned weights are trained after steps in which nothing was pruned."""
         return self.rewinds and len(self.stages) > 1
 
     def stage_steps(self, stage: int, full_steps: int) -> int:

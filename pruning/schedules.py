@@ -311,6 +311,11 @@ class GradualPruning(LatentPARP):
         """The first ``dense_share`` of the steps."""
         return round(self.options.dense_share * self.num_steps)
 
+    @property
+    def has_dense_phase(self) -> bool:
+        """Whether the dense share is above 0."""
+        return self.options.dense_share > 0.0
+
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Return masks that drop nothing."""
         return self.rank(params, 0.0)

@@ -259,7 +259,7 @@ def find_teacher(name: str, out: Path) -> Path:
     """
     path = Path(name)
     file = path / "best.pt" if path.is_dir() else path
-    if file.parent.resolve() == out.resolve():
+    if out.resolve() in (path.resolve(), file.parent.resolve()):
         raise ValueError(
             f"--teacher {name} is this run itself: give another run, or self for the dense phase "
             "of this one"
