@@ -23,7 +23,7 @@ from data.phones import PHONE_SETS
 from data.synthetic import ensure_demo_corpus
 from data.timit import Utterance
 
-DEMO_FOLDER = Path(__file__).parent / "demo"
+DEMO_FOLDER = Path("data/demo")  # in the current folder, as data/TIMIT is
 FORMAT = 2  # raise it when the same utterance and frontend would give another file
 CACHE_IDLE_SECONDS = 3600.0  # others may be writing to a cache; what is idle for longer is not
 

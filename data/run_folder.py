@@ -11,7 +11,7 @@ from typing import Any
 
 from data.files import append_json_line, read_json, write_file
 
-PACKAGES = ("torch", "torchaudio", "numpy", "sentencepiece", "tqdm")
+PACKAGES = ("parp", "torch", "numpy", "sentencepiece", "tqdm")
 
 
 def locate_run(out: str | None, resume: str | None, name: str = "run") -> tuple[Path, Path | None]:
@@ -83,15 +83,25 @@ def describe_environment(device: str) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    command = ["git", "rev-parse", "HEAD"]
+    return {
+        "versions": versions,
+        "git": _git_revision(),
+        "device": device,
+        "machine": platform.platform(),
+    }
+
+
+def _git_revision() -> str | None:
+    """Return the commit of this checkout; None where the program is installed elsewhere."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        git = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-        revision = git.stdout.strip() or None
+        git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     except OSError:  # no git here
-        revision = None
-    return {"versions": versions, "git": revision, "device": device, "machine": platform.platform()}
+        return None
+    lines = git.stdout.splitlines()
+    # An environment may stand inside the checkout of something else.
+    return lines[1] if len(lines) == 2 and Path(lines[0]) == root else None
 
 
 class EventLog:

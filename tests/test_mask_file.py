@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.mask_file import check_masks, load_masks, save_masks, weights_hash
@@ -23,6 +23,7 @@ def some_masks() -> dict:
     return {"a.weight": torch.rand(3, 5) > 0.5, "a.bias": torch.rand(9) > 0.5}
 
 
+@settings(deadline=None)  # each example is synced to the disk
 @given(st.lists(st.integers(0, 4), max_size=3), st.integers(0, 2**31))
 def test_mask_file_round_trip_keeps_every_bit(
     tmp_path_factory: pytest.TempPathFactory, shape: list, seed: int
