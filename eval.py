@@ -1,4 +1,4 @@
-"""Score a checkpoint on a corpus in TIMIT's layout.
+"""Score a checkpoint on a corpus.
 
     python eval.py --ckpt runs/NAME/best.pt
     python eval.py --ckpt runs/NAME/best.pt --split dev --decode beam --beam-size 8 --trn out/
@@ -17,7 +17,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from data.corpus import Corpus, Split
 from data.files import to_json, write_file, write_json
+from data.formats import FORMATS
 from data.front_ends import front_end_of
 from data.inputs import (
     DataOptions,
@@ -36,8 +38,8 @@ from data.metrics import (
     write_trn,
 )
 from data.options import command, option, parse_options, run_program
-from data.targets import hypothesis_tokens, reference_tokens
-from data.timit import SPLITS, Utterance, check_counts, load_timit
+from data.targets import hypothesis_tokens, labels_of, reference_tokens
+from data.utterance import Utterance, Wanted
 from models import FAMILIES, build_task
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import World, resolve_device, resolve_precision
@@ -54,11 +56,16 @@ class EvalOptions:
 
     ckpt: str = option("checkpoint: best.pt or last.pt of a run, or converted weights")
     data: str | None = option(
-        "TIMIT root, or demo; without it the corpus of the checkpoint's run, then $TIMIT_ROOT, "
-        "then data/TIMIT",
+        "corpus, or demo; without it that of the checkpoint's run, then $TIMIT_ROOT, then "
+        "data/TIMIT",
         None,
     )
-    split: str = option("which utterances", "test", SPLITS)
+    corpus: str = option("format of --data; auto recognises it", "auto", ("auto", *FORMATS))
+    split: str = option(
+        "which utterances: train, dev, test, full-test (all of TIMIT's TEST), or a part that the "
+        "corpus has, as test-clean",
+        "test",
+    )
     decode: str = option("search", "greedy", ("greedy", "beam"))
     beam_size: int = option("hypotheses kept by --decode beam", 5)
     batch_seconds: float | None = option(
@@ -79,12 +86,12 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class Scores:
-    """Error rates of one model on one list of utterances.
+    """Error rates of one model on one split.
 
     Attributes:
         rates: "per", or "wer" and "cer".
         intervals: 95 % bootstrap interval by speaker of each rate.
-        utterances: What was scored, in the order of the token lists.
+        split: What was scored; its utterances are in the order of the token lists.
         references: Tokens of the first rate.
         hypotheses: Tokens of the first rate.
         wall_seconds: Time that reading and decoding took.
@@ -92,7 +99,7 @@ class Scores:
 
     rates: dict[str, ErrorRate]
     intervals: dict[str, tuple[float, float]]
-    utterances: Sequence[Utterance]
+    split: Split
     references: list[list[str]]
     hypotheses: list[list[str]]
     wall_seconds: float
@@ -185,19 +192,20 @@ def transcribe(
 def score(
     task: Task,
     checkpoint: Checkpoint,
-    utterances: Sequence[Utterance],
+    split: Split,
     decoding: Decoding,
     inputs: Sequence[Tensor] | None = None,
 ) -> Scores:
-    """Decode ``utterances`` and hold them against their references.
+    """Decode the utterances of ``split`` and hold them against their references.
 
     Args:
         task: Loss and decoding of the checkpoint's model.
         checkpoint: For its tokenizer and frontend.
-        utterances: What to decode.
+        split: What to decode.
         decoding: How.
         inputs: Prepared inputs of the utterances; without them the recordings are read.
     """
+    utterances = split.utterances
     started = time.perf_counter()
     texts = transcribe(task, checkpoint, utterances, decoding, inputs)
     wall_seconds = time.perf_counter() - started
@@ -216,7 +224,7 @@ def score(
         name: bootstrap_interval(rate.utterance_edits, rate.utterance_tokens, speakers)
         for name, rate in rates.items()
     }
-    return Scores(rates, intervals, utterances, references, hypotheses, wall_seconds)
+    return Scores(rates, intervals, split, references, hypotheses, wall_seconds)
 
 
 def sparsity_report(checkpoint: Checkpoint) -> dict[str, float]:
@@ -231,9 +239,7 @@ def sparsity_report(checkpoint: Checkpoint) -> dict[str, float]:
     }
 
 
-def protocol_line(
-    scores: Scores, checkpoint: Checkpoint, split: str, beam_size: int, merge_sil: bool
-) -> str:
+def protocol_line(scores: Scores, checkpoint: Checkpoint, beam_size: int, merge_sil: bool) -> str:
     """Say in one line under what rules the rates were obtained."""
     name, rate = next(iter(scores.rates.items()))
     tokenizer = checkpoint.tokenizer
@@ -244,22 +250,23 @@ def protocol_line(
     context = front_end_of(checkpoint.frontend).padding
     if "max_tokens" in checkpoint.decoding:
         context += f", at most {checkpoint.decoding['max_tokens']} tokens"
-    speakers = len({utterance.speaker for utterance in scores.utterances})
+    utterances = scores.split.utterances
+    speakers = len({utterance.speaker for utterance in utterances})
     return (
-        f"{name.upper()} on {split} without SA: {len(scores.utterances)} utterances, {speakers} "
+        f"{name.upper()} on {scores.split.described}: {len(utterances)} utterances, {speakers} "
         f"speakers, {rate.reference_tokens} reference tokens; {units}; {tokenizer.kind} targets; "
         f"{search}, no language model; {context}; 95 % interval by bootstrap over speakers"
     )
 
 
 def results(
-    scores: Scores, checkpoint: Checkpoint, split: str, beam_size: int = 1, merge_sil: bool = False
+    scores: Scores, checkpoint: Checkpoint, beam_size: int = 1, merge_sil: bool = False
 ) -> dict[str, Any]:
     """Return what results.json holds about ``scores``."""
-    run = checkpoint.run
-    audio_seconds = sum(utterance.seconds for utterance in scores.utterances)
+    run, utterances = checkpoint.run, scores.split.utterances
+    audio_seconds = sum(utterance.seconds for utterance in utterances)
     report: dict[str, Any] = {key: run.get(key) for key in ("model", "method", "target")}
-    report |= {"split": split}
+    report |= {"split": scores.split.name}
     report |= {key: run.get(key) for key in ("seed", "steps", "init")}
     report["sparsity"] = sparsity_report(checkpoint)
     for name, rate in scores.rates.items():
@@ -272,10 +279,10 @@ def results(
             "ci95": list(scores.intervals[name]),
         }
     return report | {
-        "utterances": len(scores.utterances),
+        "utterances": len(utterances),
         "audio_seconds": audio_seconds,
         "decode": f"beam {beam_size}" if beam_size > 1 else "greedy",
-        "protocol": protocol_line(scores, checkpoint, split, beam_size, merge_sil),
+        "protocol": protocol_line(scores, checkpoint, beam_size, merge_sil),
         "wall_seconds": scores.wall_seconds,
         "real_time_factor": scores.wall_seconds / audio_seconds,
     }
@@ -309,21 +316,23 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
             f"{options.ckpt} has no tokenizer, so its head has no meaning yet: fine-tune it with "
             f"train.py --init {options.ckpt}"
         )
-    root = resolve_data(options.data or checkpoint.run.get("data"))
-    utterances = load_timit(root, options.split)
-    for warning in check_counts(options.split, utterances):
-        print(f"{command('eval')}: warning: {warning}", file=sys.stderr)
-    check_inputs(utterances, checkpoint.frontend)
+    corpus = Corpus(
+        resolve_data(options.data or checkpoint.run.get("data")),
+        options.corpus,
+        Wanted(labels={labels_of(checkpoint.tokenizer.kind)}),
+    )
+    split = corpus.read(options.split)
+    check_inputs(split.utterances, checkpoint.frontend)
     precision = resolve_precision(options.precision, device)
     task = build_task(checkpoint.model, checkpoint.decoding, precision, options.fast)
     beam_size = options.beam_size if options.decode == "beam" else 1
     decoding = Decoding(beam_size, options.batch_seconds, options.merge_sil)
-    scores = score(task, checkpoint, utterances, decoding)
-    report = results(scores, checkpoint, options.split, beam_size, options.merge_sil)
+    scores = score(task, checkpoint, split, decoding)
+    report = results(scores, checkpoint, beam_size, options.merge_sil)
     report_scores(report, scores)
     if options.trn:
         Path(options.trn).mkdir(parents=True, exist_ok=True)
-        utt_ids = [utterance.utt_id for utterance in utterances]
+        utt_ids = [utterance.utt_id for utterance in split.utterances]
         for name, side in (("ref", scores.references), ("hyp", scores.hypotheses)):
             write_trn(Path(options.trn) / f"{name}.trn", list(zip(utt_ids, side, strict=True)))
     if options.json:
@@ -356,7 +365,7 @@ def write_alignments(path: Path, scores: Scores) -> None:
             "operations": operations(reference, hypothesis),
         }
         for utterance, reference, hypothesis in zip(
-            scores.utterances, scores.references, scores.hypotheses, strict=True
+            scores.split.utterances, scores.references, scores.hypotheses, strict=True
         )
     ]
     write_file(path, "".join(to_json(line) + "\n" for line in lines).encode())
@@ -366,7 +375,7 @@ def report_scores(report: dict[str, Any], scores: Scores, worst: int = 5) -> Non
     """Print the protocol, the rates and the worst utterances."""
     print(report["protocol"])
     print(summary(report))
-    utt_ids = [utterance.utt_id for utterance in scores.utterances]
+    utt_ids = [utterance.utt_id for utterance in scores.split.utterances]
     for utt_id, edits, tokens in worst_utterances(
         next(iter(scores.rates.values())), utt_ids, worst
     ):

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batching import BatchSampler
+from data.corpus import Corpus, Split, TrainingData, load_corpus, write_manifest
 from data.files import read_json, remove_left_overs, write_json
 from data.inputs import (
     DataOptions,
@@ -37,9 +38,8 @@ from data.run_folder import (
     locate_run,
     open_run_folder,
 )
-from data.subsets import Corpus, load_corpus
-from data.targets import keep_usable, target_text
-from data.timit import Utterance, load_timit, write_manifest
+from data.targets import keep_usable, labels_of, target_text
+from data.utterance import Utterance, Wanted
 from eval import (
     Decoding,
     Scores,
@@ -125,7 +125,8 @@ class Run:
     train: list[Utterance]
     inputs: Sequence[Tensor]
     targets: list[list[int]]
-    dev: list[Utterance]
+    corpus: Corpus
+    dev: Split
     dev_inputs: Sequence[Tensor]
     world: World
     log: EventLog
@@ -368,11 +369,9 @@ def score_and_save(run: Run) -> None:
     tqdm.write(f"step {run.step}/{run.steps}: dev {shown}{' (best)' if improved else ''}")
 
 
-def score_run(
-    run: Run, utterances: Sequence[Utterance], inputs: Sequence[Tensor] | None = None
-) -> Scores:
+def score_run(run: Run, split: Split, inputs: Sequence[Tensor] | None = None) -> Scores:
     """Score the model as it is now, greedily."""
-    return score(run.task, run.checkpoint, utterances, Decoding(world=run.world), inputs)
+    return score(run.task, run.checkpoint, split, Decoding(world=run.world), inputs)
 
 
 def save(run: Run, name: str, snapshot: Snapshot) -> None:
@@ -407,13 +406,12 @@ def restore(run: Run, training: dict[str, Any]) -> None:
 
 
 def build_run(
-    options: TrainOptions, corpus: Corpus, out: Path, last: Path | None, world: World
+    options: TrainOptions, data: TrainingData, out: Path, last: Path | None, world: World
 ) -> Run:
     """Read the weights and put together what the loop needs."""
     torch.manual_seed(options.seed)
     device = resolve_device(options.device)
-    train, dev = corpus.train, corpus.dev
-    checkpoint = load_checkpoint(last) if last else initial_checkpoint(options, corpus)
+    checkpoint = load_checkpoint(last) if last else initial_checkpoint(options, data)
     about, training = checkpoint.run, checkpoint.training
     if last and "schedule" not in (training or {}):
         raise ValueError(f"{last} holds no training state: resume from a last.pt")
@@ -425,9 +423,9 @@ def build_run(
     drawn = (recipe.spec_augment, recipe.label_smoothing)
     task = build_task(model, checkpoint.decoding, precision, options.fast, *drawn)
     assert checkpoint.tokenizer is not None
-    texts = [target_text(utterance, options.target, options.phones) for utterance in train]
+    texts = [target_text(each, options.target, options.phones) for each in data.train.utterances]
     encoded = [checkpoint.tokenizer.encode(text) for text in texts]
-    train, targets = keep_usable(train, encoded, task.why_unusable)
+    train, targets = keep_usable(data.train.utterances, encoded, task.why_unusable)
     if world.size > len(train):
         raise ValueError(f"{world.size} processes for {len(train)} utterances: start fewer")
     sampler = batch_sampler(train, checkpoint.frontend, recipe.batch_seconds, options.seed)
@@ -445,8 +443,9 @@ def build_run(
         train=train,
         inputs=read_inputs(task, checkpoint, train, options, out),
         targets=targets,
-        dev=dev,
-        dev_inputs=read_inputs(task, checkpoint, dev, options, out),
+        corpus=data.corpus,
+        dev=data.dev,
+        dev_inputs=read_inputs(task, checkpoint, data.dev.utterances, options, out),
         world=world,
         log=EventLog(out / "metrics.jsonl", at, world.writes),
         eval_every=options.eval_every or steps_per_epoch,
@@ -454,7 +453,8 @@ def build_run(
     if options.teacher and options.teacher != SELF:
         learn_from(run, find_teacher(options.teacher, out))
     if world.writes:
-        write_manifest([*train, *dev], out / "manifest.tsv")
+        used = replace(data.train, utterances=train)
+        write_manifest([used, data.dev], data.corpus.root, out / "manifest.tsv")
     if training is not None:
         restore(run, training)
         return run
@@ -465,13 +465,13 @@ def build_run(
     return run
 
 
-def initial_checkpoint(options: TrainOptions, corpus: Corpus) -> Checkpoint:
+def initial_checkpoint(options: TrainOptions, data: TrainingData) -> Checkpoint:
     """Load or draw the initial weights and fit them to the target."""
     family = family_of(options.model)
     checkpoint, source = load_initial(options.model, options.init)
     if "audio_ctx" in checkpoint.frontend:
-        checkpoint.frontend["audio_ctx"] = corpus.audio_context(options.audio_ctx)
-    texts = [target_text(each, options.target, options.phones) for each in corpus.train]
+        checkpoint.frontend["audio_ctx"] = data.audio_context(options.audio_ctx)
+    texts = [target_text(each, options.target, options.phones) for each in data.train.utterances]
     symbols = PHONE_SETS[options.phones]
     new_head = fit_target(checkpoint, options.target, texts, symbols, options.subword_vocab)
     set_regularisation(checkpoint, recipe_of(options.model, options.target, options))
@@ -501,8 +501,8 @@ def recorded_options(options: TrainOptions) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name not in NOT_RECORDED}
 
 
-def check_options(options: TrainOptions) -> Corpus:
-    """Check options against one another, before anything is written; return the corpus.
+def check_options(options: TrainOptions) -> TrainingData:
+    """Check options against one another, before anything is written; return what to train on.
 
     Raises:
         ValueError: If options are out of range or do not go together, or corpus or weights are
@@ -523,7 +523,9 @@ def check_options(options: TrainOptions) -> Corpus:
         find_teacher(options.teacher, out)
     problems = []
     try:
-        corpus = load_corpus(resolve_data(options.data), options.subset)
+        wanted = Wanted(labels={labels_of(options.target)})
+        corpus = Corpus(resolve_data(options.data), options.corpus, wanted)
+        data = load_corpus(corpus, options.subset)
     except ValueError as error:
         problems.append(str(error))
     try:
@@ -534,13 +536,13 @@ def check_options(options: TrainOptions) -> Corpus:
     if problems:
         raise ValueError("; and ".join(problems))
     if "audio_ctx" in default_front_end(options.model):
-        corpus.audio_context(options.audio_ctx)
-    return corpus
+        data.audio_context(options.audio_ctx)
+    return data
 
 
 def train(options: TrainOptions) -> int:
     """Run what ``options`` ask for; return the exit status."""
-    corpus = check_options(options)
+    data = check_options(options)
     method = method_of(options)
     name = f"{options.model}-{options.target}-{method}-{options.sparsity:g}-seed{options.seed}"
     world = join_world(device := resolve_device(options.device))
@@ -556,7 +558,7 @@ def train(options: TrainOptions) -> int:
     config = {"options": chosen, "recipe": recipe, **describe_environment(str(device))}
     if world.writes:
         write_json(out / "config.json", config)
-    run = build_run(options, corpus, out, last, world)
+    run = build_run(options, data, out, last, world)
     if world.writes:
         write_json(out / "config.json", config | {"run": run.checkpoint.run})
     if not fit_stages(run):
@@ -579,15 +581,15 @@ def final_report(run: Run) -> dict[str, Any]:
     device = next(run.checkpoint.model.parameters()).device
     best = load_checkpoint(run.out / "best.pt", device=device)
     run.checkpoint.model.load_state_dict(best.model.state_dict())
-    test = score_run(run, load_timit(resolve_data(run.options.data), "test"))
+    test = score_run(run, run.corpus.read("test"))
     if run.world.writes:
         write_alignments(run.out / "test.jsonl", test)
     initial = load_checkpoint(run.out / "initial.pt")
     options = asdict(run.options)
     return (
-        results(test, best, "test")
+        results(test, best)
         | {
-            "dev": results(score_run(run, run.dev, run.dev_inputs), best, "dev"),
+            "dev": results(score_run(run, run.dev, run.dev_inputs), best),
             "best_step": best.run["step"],
             "skipped_steps": run.optimizer.check(),
             "pruning": {each.name: options[each.name] for each in fields(PruneOptions)}

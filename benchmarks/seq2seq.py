@@ -34,7 +34,8 @@ from data.inputs import model_input, resolve_data
 from data.log_mel import FULL_CONTEXT_SECONDS, OWN_CONTEXT
 from data.metrics import error_rate
 from data.targets import hypothesis_tokens, reference_tokens
-from data.timit import Utterance, load_timit
+from data.timit import load_timit
+from data.utterance import Utterance
 from models import build_model, build_task
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.convert import load_weights

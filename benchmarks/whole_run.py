@@ -18,7 +18,7 @@ from benchmarks.common import Report, Row, Settings
 from benchmarks.training import TOKENS_PER_SECOND, timit_like_seconds
 from data.phones import PHONES_61
 from data.sphere import SAMPLE_RATE, write_sphere
-from data.splits import CORE_TEST_SPEAKERS, DEV_SPEAKERS
+from data.timit_speakers import CORE_TEST_SPEAKERS, DEV_SPEAKERS
 
 ROOT = Path(__file__).parent.parent
 TRAIN_SPEAKERS, SENTENCES = 462, 8

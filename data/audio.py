@@ -24,27 +24,36 @@ _SUBFORMAT_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 _REMEDY = "convert to 16 kHz 16-bit mono, e.g. `sox IN -r 16000 -b 16 -c 1 OUT.wav`"
 
 
-def read_audio(path: str | Path) -> Tensor:
-    """Read a recording.
+def read_audio(path: str | Path, start: int = 0, length: int | None = None) -> Tensor:
+    """Read a recording, or a part of it.
 
     The format is taken from the file's first bytes, never from its extension: TIMIT's own ``.WAV``
     files are SPHERE, and redistributions hold RIFF under the same names.
 
     Args:
         path: A SPHERE or RIFF WAVE file of 16-bit PCM, mono, 16 kHz.
+        start: First sample.
+        length: Number of samples; without it all that follow.
 
     Returns:
         (S,) float32 in [-1, 1): the samples over 32,768.
 
     Raises:
-        ValueError: If the file is missing, empty, truncated, compressed, or of another kind; one
-            line that names the file, what was found and the remedy.
+        ValueError: If the file is missing, empty, truncated, compressed, of another kind, or
+            shorter than what is asked for; one line that names the file, what was found and the
+            remedy.
     """
     path = Path(path)
     with _open(path) as file:
         layout = _read_layout(file, path)
-        file.seek(layout.offset)
-        samples = np.frombuffer(file.read(2 * layout.num_samples), dtype=layout.dtype)
+        length = layout.num_samples - start if length is None else length
+        if not 0 <= start <= start + length <= layout.num_samples:
+            raise ValueError(
+                f"{path}: samples {start} to {start + length} are asked for, and there are "
+                f"{layout.num_samples}: correct the times of the utterance"
+            )
+        file.seek(layout.offset + 2 * start)
+        samples = np.frombuffer(file.read(2 * length), dtype=layout.dtype)
     return torch.from_numpy(samples.astype(np.float32) / np.float32(32768))
 
 

@@ -19,7 +19,7 @@ from data.log_mel import (
     log_mel,
     longest_seconds,
 )
-from data.timit import Utterance
+from data.utterance import Utterance
 
 
 class FrontEnd(Protocol):
@@ -53,7 +53,7 @@ class Waveform:
 
     def read(self, utterance: Utterance) -> Tensor:
         """Return (S,)."""
-        waveform = read_audio(utterance.path)
+        waveform = read_audio(utterance.path, utterance.start, utterance.num_samples)
         return normalize_waveform(waveform) if self.normalize else waveform
 
     def padded_seconds(self, utterance: Utterance) -> float:
@@ -85,7 +85,7 @@ class LogMel:
 
     def read(self, utterance: Utterance) -> Tensor:
         """Return (M, F)."""
-        waveform = read_audio(utterance.path)
+        waveform = read_audio(utterance.path, utterance.start, utterance.num_samples)
         self.check([utterance])
         return log_mel(waveform, num_mels=self.num_mels, seconds=self.padded_seconds(utterance))
 

@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from data.batching import BatchSampler
 from data.files import read_json, remove_left_overs, write_file, write_json
+from data.formats import FORMATS
 from data.front_ends import front_end_of
 from data.options import option
 from data.phones import PHONE_SETS
 from data.synthetic import ensure_demo_corpus
-from data.timit import Utterance
+from data.utterance import Utterance
 
 DEMO_FOLDER = Path("data/demo")  # in the current folder, as data/TIMIT is
 FORMAT = 2  # raise it when the same utterance and frontend would give another file
@@ -35,7 +36,8 @@ class DataOptions:
     Every field is a flag of train.py.
     """
 
-    data: str | None = option("TIMIT root, or demo; without it $TIMIT_ROOT, then data/TIMIT", None)
+    data: str | None = option("corpus, or demo; without it $TIMIT_ROOT, then data/TIMIT", None)
+    corpus: str = option("format of --data; auto recognises it", "auto", ("auto", *FORMATS))
     subset: str | None = option(
         "part of train: sex=f, dialect=1+2, minutes=10, or several joined by commas", None
     )
@@ -188,7 +190,7 @@ def _map_inputs(
     folder: Path,
 ) -> list[Tensor]:
     """Return inputs memory-mapped from a file in ``folder``, which is written where it is not."""
-    files = [(u.utt_id, u.num_samples, *_stat(u.path)) for u in utterances]
+    files = [(u.utt_id, u.start, u.num_samples, *_stat(u.path)) for u in utterances]
     described = json.dumps([FORMAT, dict(about), files], sort_keys=True)
     key = hashlib.sha256(described.encode()).hexdigest()[:24]
     index, data = folder / f"{key}.json", folder / f"{key}.bin"

@@ -1,59 +1,11 @@
 """Choose a part of a training split: by sex, dialect region or amount of speech."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from tqdm import tqdm
-
-from data.front_ends import check_context
-from data.log_mel import AudioContext, read_context
-from data.timit import Utterance, check_counts, load_timit
+from data.utterance import Utterance
 
 _FORM = "give sex=f, dialect=1+2, minutes=10, or several joined by commas"
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What a run trains on and is scored on while it trains.
-
-    Attributes:
-        root: Its folder.
-        train: Utterances of train, or of a subset of it.
-        dev: Utterances of dev.
-        longest: The longest utterance of train (all of it) and dev.
-    """
-
-    root: str
-    train: list[Utterance]
-    dev: list[Utterance]
-    longest: Utterance
-
-    def audio_context(self, audio_ctx: str) -> AudioContext:
-        """Return what the option ``audio_ctx`` makes of this corpus; TEST counts too.
-
-        Raises:
-            ValueError: As `read_context`, or if an utterance of train, dev or test does not fit.
-        """
-        longest = max(u.seconds for u in [self.longest, *load_timit(self.root, "full-test")])
-        context = read_context(audio_ctx, longest)
-        check_context([*self.train, *self.dev, *load_timit(self.root, "test")], context)
-        return context
-
-
-def load_corpus(root: str, subset: str | None) -> Corpus:
-    """List train, or a subset of it, and dev; say on stderr where TIMIT's counts are not met.
-
-    Raises:
-        ValueError: As `load_timit` and `select_subset`.
-    """
-    splits = {split: load_timit(root, split) for split in ("train", "dev")}
-    for warning in (text for pair in splits.items() for text in check_counts(*pair)):
-        tqdm.write(f"warning: {warning}", file=sys.stderr)
-    train, dev = splits["train"], splits["dev"]
-    longest = max([*train, *dev], key=lambda utterance: utterance.seconds)
-    return Corpus(root, select_subset(train, subset) if subset else train, dev, longest)
 
 
 def select_subset(utterances: Sequence[Utterance], subset: str) -> list[Utterance]:

@@ -7,9 +7,14 @@ from tqdm import tqdm
 
 from data.metrics import normalize_text
 from data.phones import fold_phones, merge_silence
-from data.timit import Utterance
+from data.utterance import PHONES, TEXT, Utterance
 
 SCORED_PHONES = 39
+
+
+def labels_of(target: str) -> str:
+    """Return which label of an utterance a target, or a kind of tokenizer, stands for."""
+    return PHONES if target == "phone" else TEXT
 
 
 def target_text(utterance: Utterance, target: str, num_phones: int) -> str:

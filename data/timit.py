@@ -4,19 +4,17 @@ The layout is ``{TRAIN,TEST}/DR1..8/SPEAKER/SENTENCE.{WAV,PHN,WRD,TXT}`` in any 
 SPHERE or RIFF. Reading labels and lengths touches no samples; ``data.audio`` reads those.
 """
 
-import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.audio import is_sphere, num_samples
-from data.files import write_file
 from data.phones import PHONES_61, fold_phones
-from data.sphere import SAMPLE_RATE
-from data.splits import CORE_TEST_SPEAKERS, DEV_SPEAKERS
+from data.timit_speakers import CORE_TEST_SPEAKERS, DEV_SPEAKERS
+from data.utterance import PHONES, TEXT, CorpusFormat, Phone, Utterance, Wanted
 
 SPLITS = ("train", "dev", "test", "full-test")
 
@@ -31,37 +29,6 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
-class Phone:
-    """One labelled stretch of a recording; times in samples, ``end`` excluded."""
-
-    start: int
-    end: int
-    label: str  # one of the 61
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One recording and its labels."""
-
-    utt_id: str  # "mdab0_sx139"
-    speaker: str  # "mdab0"
-    sex: str  # "m" or "f"
-    dialect: int  # 1 to 8
-    sentence: str  # "sx139"
-    path: Path
-    num_samples: int
-    text: str  # as written in .TXT
-    words: tuple[str, ...]  # of .WRD; empty where there is none
-    phones: tuple[Phone, ...]
-    is_timit: bool  # the corpus holds TIMIT's core-test or development speakers
-
-    @property
-    def seconds(self) -> float:
-        """Length of the recording."""
-        return self.num_samples / SAMPLE_RATE
-
-
-@dataclass(frozen=True)
 class _Recording:
     """Files of one sentence, unread."""
 
@@ -71,7 +38,34 @@ class _Recording:
     labels: Mapping[str, Path]  # by lower-case extension: phn, wrd, txt
 
 
-def load_timit(root: str | Path, split: str) -> list[Utterance]:
+class TimitFormat(CorpusFormat):
+    """TIMIT, and other corpora in its layout."""
+
+    looks_for = "folders TRAIN and TEST with DR1..8 in them"
+    whole_test = "full-test"
+
+    def find(self, data: Path) -> Path | None:
+        """Return the folder at or up to three levels below ``data`` that holds TRAIN and TEST."""
+        return _find_corpus(data) if data.is_dir() else None
+
+    def parts(self, root: Path) -> list[str]:
+        """Return the splits of :func:`load_timit`."""
+        return list(SPLITS)
+
+    def read(self, root: Path, part: str, wanted: Wanted) -> list[Utterance]:
+        """List a split by :func:`load_timit`."""
+        return load_timit(root, part, wanted)
+
+    def describe(self, split: str) -> str:
+        """Say that no split holds the SA sentences."""
+        return f"{split} without SA"
+
+    def warnings(self, split: str, utterances: list[Utterance]) -> list[str]:
+        """Return where TIMIT's published counts are not met."""
+        return check_counts(split, utterances)
+
+
+def load_timit(root: str | Path, split: str, wanted: Wanted | None = None) -> list[Utterance]:
     """List a split of TIMIT, or of another corpus in its layout.
 
     Where TEST holds speakers of TIMIT's core test or development set, ``test`` and ``dev`` are
@@ -83,6 +77,8 @@ def load_timit(root: str | Path, split: str) -> list[Utterance]:
     Args:
         root: The folder of TRAIN and TEST, or one up to three levels above; any case.
         split: "train", "dev", "test" or "full-test".
+        wanted: The labels that every sentence must have, phones from .PHN, text from .TXT; without
+            it both.
 
     Returns:
         The utterances by ``utt_id``; the same list on every machine.
@@ -102,6 +98,12 @@ def load_timit(root: str | Path, split: str) -> list[Utterance]:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     corpus = _find_corpus(Path(root))
+    if corpus is None:
+        raise ValueError(
+            f"no TIMIT at {root}: looked for folders TRAIN and TEST down to {_SEARCH_DEPTH} levels "
+            f"below: {_REMEDY}"
+        )
+    wanted = wanted or Wanted()
     train = _list_recordings(corpus, "train")
     test = _list_recordings(corpus, "test")
     if shared := sorted(train.keys() & test.keys()):
@@ -114,7 +116,7 @@ def load_timit(root: str | Path, split: str) -> list[Utterance]:
     else:
         chosen = _choose_other(split, train, test)
     utterances = [
-        _read_utterance(recording, is_timit)
+        _read_utterance(recording, is_timit, wanted)
         for recordings in chosen
         for recording in recordings
         if not recording.sentence.startswith("sa")
@@ -151,35 +153,6 @@ def check_counts(split: str, utterances: Sequence[Utterance]) -> list[str]:
         for what, count, wanted in found
         if wanted is not None and count != wanted
     ]
-
-
-def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
-    """Write a tab-separated list of utterances, to tell later which data a number came from.
-
-    Columns: utt_id, speaker, sex, dialect, path (from TRAIN or TEST on), num_samples, seconds,
-    phones39 (as scored), text, labels_sha256 (over phones with times, words and text).
-    """
-    rows = [
-        "utt_id speaker sex dialect path num_samples seconds phones39 text labels_sha256".split()
-    ]
-    for item in utterances:
-        labels = repr(([(p.start, p.end, p.label) for p in item.phones], item.words, item.text))
-        rows.append(
-            [
-                item.utt_id,
-                item.speaker,
-                item.sex,
-                str(item.dialect),
-                "/".join(item.path.parts[-4:]),
-                str(item.num_samples),
-                f"{item.seconds:.4f}",
-                " ".join(_scored_phones(item)),
-                " ".join(item.text.split()),
-                hashlib.sha256(labels.encode()).hexdigest(),
-            ]
-        )
-    text = "".join("\t".join(row) + "\n" for row in rows)
-    write_file(path, text.encode())
 
 
 def _scored_phones(utterance: Utterance) -> list[str]:
@@ -223,11 +196,13 @@ def _choose_other(
     return [train[speaker] for speaker in train if (speaker in dev_speakers) == (split == "dev")]
 
 
-def _find_corpus(root: Path) -> Path:
-    """Return the folder at or below ``root`` that holds TRAIN and TEST; the nearest one."""
-    if not root.is_dir():
-        raise ValueError(f"no TIMIT at {root}, which is not a folder: {_REMEDY}")
-    level = [root]
+def _find_corpus(root: Path) -> Path | None:
+    """Return the folder at or below ``root`` that holds TRAIN and TEST, the nearest one, or None.
+
+    Raises:
+        ValueError: If two are equally near.
+    """
+    level = [root] if root.is_dir() else []
     for _ in range(_SEARCH_DEPTH + 1):
         found = [folder for folder in level if {"train", "test"} <= _subfolders(folder).keys()]
         if len(found) > 1:
@@ -237,10 +212,7 @@ def _find_corpus(root: Path) -> Path:
         if found:
             return found[0]
         level = [path for folder in level for path in _all_subfolders(folder)]
-    raise ValueError(
-        f"no TIMIT at {root}: looked for folders TRAIN and TEST down to {_SEARCH_DEPTH} levels "
-        f"below: {_REMEDY}"
-    )
+    return None
 
 
 def _all_subfolders(folder: Path) -> list[Path]:
@@ -311,16 +283,17 @@ def _speaker_recordings(folder: Path) -> Iterator[_Recording]:
         raise ValueError(f"{folder}: labels of {alone[0]} but no recording: restore its .WAV")
 
 
-def _read_utterance(recording: _Recording, is_timit: bool) -> Utterance:
-    path = recording.audio
-    for kind in ("phn", "txt"):
-        if kind not in recording.labels:
+def _read_utterance(recording: _Recording, is_timit: bool, wanted: Wanted) -> Utterance:
+    path, labels = recording.audio, recording.labels
+    for kind, label in (("phn", PHONES), ("txt", TEXT)):
+        if label in wanted.labels and kind not in labels:
             raise ValueError(
                 f"{path}: no {recording.sentence.upper()}.{kind.upper()} beside it: "
                 "restore the file"
             )
+
     length = num_samples(path)
-    words = _read_segments(recording.labels["wrd"]) if "wrd" in recording.labels else []
+    words = _read_segments(labels["wrd"]) if "wrd" in labels else []
     return Utterance(
         utt_id=f"{recording.speaker}_{recording.sentence}",
         speaker=recording.speaker,
@@ -329,9 +302,9 @@ def _read_utterance(recording: _Recording, is_timit: bool) -> Utterance:
         sentence=recording.sentence,
         path=path,
         num_samples=length,
-        text=_read_sentence(recording.labels["txt"]),
+        text=_read_sentence(labels["txt"]) if "txt" in labels else "",
         words=tuple(label for _, _, label in words),
-        phones=_read_phones(recording.labels["phn"], length),
+        phones=_read_phones(labels["phn"], length) if "phn" in labels else (),
         is_timit=is_timit,
     )
 

@@ -12,7 +12,8 @@ from torch import Tensor
 import train
 from data import inputs as inputs_module
 from data.inputs import model_input
-from data.timit import Utterance, load_timit
+from data.timit import load_timit
+from data.utterance import Utterance
 from models import build_model, device
 from models.checkpoint import load_checkpoint
 from models.training.tasks import CTCTask

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from data.subsets import select_subset
-from data.timit import Utterance, load_timit
+from data.timit import load_timit
+from data.utterance import Utterance
 
 
 @pytest.fixture(scope="module")

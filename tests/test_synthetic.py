@@ -9,9 +9,10 @@ import pytest
 
 from data.audio import read_audio
 from data.phones import PHONES_61, fold_phones
-from data.splits import CORE_TEST_SPEAKERS, DEV_SPEAKERS
 from data.synthetic import ensure_demo_corpus, main, write_demo_corpus
-from data.timit import Utterance, load_timit
+from data.timit import load_timit
+from data.timit_speakers import CORE_TEST_SPEAKERS, DEV_SPEAKERS
+from data.utterance import Utterance
 
 SMALL = {"train_speakers": 3, "test_speakers": 1, "sx_per_speaker": 1, "si_per_speaker": 1}
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from data.sphere import write_sphere
-from data.splits import CORE_TEST_SPEAKERS, DEV_SPEAKERS
-from data.timit import SPLITS, Phone, Utterance, check_counts, load_timit, write_manifest
+from data.timit import SPLITS, check_counts, load_timit
+from data.timit_speakers import CORE_TEST_SPEAKERS, DEV_SPEAKERS
+from data.utterance import Phone, Utterance, Wanted
 
 LENGTH = 1600
 PHN = "0 300 h#\n300 700 hv\n700 1100 q\n1100 1300 ae\n1300 1600 h#\n"
@@ -262,6 +263,17 @@ def test_load_timit_with_a_missing_label_file_names_it(
         load_timit(small, "test")
 
 
+@pytest.mark.parametrize(("suffix", "wanted"), [(".PHN", "text"), (".TXT", "phones")])
+def test_load_timit_does_without_labels_that_are_not_wanted(
+    small: Path, recording: Path, suffix: str, wanted: str
+) -> None:
+    before = load_timit(small, "test")[1]
+    recording.with_suffix(suffix).unlink()
+    utterance = load_timit(small, "test", Wanted(labels={wanted}))[1]
+    assert utterance.label(wanted) == before.label(wanted) != ""
+    assert utterance.label("text" if wanted == "phones" else "phones") == ""
+
+
 def test_load_timit_with_a_missing_recording_names_it(small: Path, recording: Path) -> None:
     recording.unlink()
     with pytest.raises(ValueError, match="FZZB0: labels of sx1 but no recording"):
@@ -351,36 +363,6 @@ def test_check_counts_of_the_full_core_test_has_nothing_to_say(timit: Path) -> N
     phones = [(Phone(0, 1, "q"), *[Phone(0, 1, "h#")] * count) for count in counts]
     utterances = [Utterance(**{**vars(one), "phones": p}) for p in phones]
     assert check_counts("test", utterances) == []
-
-
-def test_write_manifest_lists_every_utterance(small: Path, tmp_path: Path) -> None:
-    path = tmp_path / "test.tsv"
-    write_manifest(load_timit(small, "test"), path)
-    header, *rows = [line.split("\t") for line in path.read_text().splitlines()]
-    assert len(rows) == 4
-    row = dict(zip(header, rows[1], strict=True))
-    assert row.pop("labels_sha256") == rows[3][-1] != ""
-    assert row == {
-        "utt_id": "fzzb0_sx1",
-        "speaker": "fzzb0",
-        "sex": "f",
-        "dialect": "1",
-        "path": "TEST/DR1/FZZB0/SX1.WAV",
-        "num_samples": "1600",
-        "seconds": "0.1000",
-        "phones39": "sil hh ae sil",
-        "text": "Ha, a!",
-    }
-
-
-def test_write_manifest_hash_changes_with_a_label(
-    small: Path, recording: Path, tmp_path: Path
-) -> None:
-    write_manifest(load_timit(small, "test"), tmp_path / "before")
-    recording.with_suffix(".PHN").write_text(PHN.replace("1600", "1601"))
-    write_manifest(load_timit(small, "test"), tmp_path / "after")
-    pairs = zip(*((tmp_path / n).read_text().split("\n") for n in ("before", "after")), strict=True)
-    assert [one == two for one, two in pairs] == [True, True, False, True, True, True]
 
 
 @pytest.mark.speech

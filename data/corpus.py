@@ -1,0 +1,196 @@
+"""A corpus of any format as the programs use it: its splits, and what a run trains on."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.files import write_file
+from data.formats import find_corpus
+from data.front_ends import check_context
+from data.log_mel import AudioContext, read_context
+from data.phones import fold_phones
+from data.splits import draw_splits, missing_splits, parts_of
+from data.subsets import select_subset
+from data.utterance import Utterance, Wanted
+
+
+@dataclass(frozen=True)
+class Split:
+    """Utterances of one split.
+
+    Attributes:
+        name: As it was asked for.
+        utterances: Sorted by ``utt_id``.
+        described: How the protocol line names it, with the rule where it was drawn.
+    """
+
+    name: str
+    utterances: Sequence[Utterance]
+    described: str
+
+
+class Corpus:
+    """A corpus that was found; its parts are read when a split needs them, and then kept.
+
+    Args:
+        data: Its folder or file, or a folder above.
+        name: Its format, or "auto".
+        wanted: What every utterance must have.
+
+    Raises:
+        ValueError: If there is none.
+    """
+
+    def __init__(self, data: str | Path, name: str = "auto", wanted: Wanted | None = None) -> None:
+        self.format, self.root = find_corpus(data, name)
+        self._wanted = wanted or Wanted()
+        self._parts = self.format.parts(self.root)
+        self._missing = missing_splits(self._parts)
+        self._read: dict[str, list[Utterance]] = {}
+
+    def read(self, split: str) -> Split:
+        """Return a split; say on stderr what a reader of a number on it must know.
+
+        Where the corpus has no dev or test of its own they are drawn, by
+        ``data.splits.draw_splits``, from its train or, if it is not divided at all, from all of it.
+
+        Raises:
+            ValueError: If there is no such split, it is empty, a recording or a wanted label is
+                missing or damaged, or two utterances have one name.
+        """
+        utterances, rule = self._list(split)
+        for warning in self.format.warnings(split, utterances):
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
+        described = self.format.describe(split)
+        return Split(split, utterances, f"{described} ({rule})" if rule else described)
+
+    def utterances(self, split: str) -> list[Utterance]:
+        """Return the utterances of a split as :meth:`read` does, without a word on stderr."""
+        return self._list(split)[0]
+
+    def longest_of_test(self) -> Utterance:
+        """Return the longest utterance that the model may be scored on."""
+        return max(
+            self.utterances(self.format.whole_test), key=lambda utterance: utterance.num_samples
+        )
+
+    def _list(self, split: str) -> tuple[list[Utterance], str]:
+        """Return the utterances of a split, and the rule by which it was drawn, or nothing."""
+        is_drawn = split in self._missing
+        loses_to_drawn = split == "train" and bool(self._missing)
+        names = parts_of("train", self._parts) or [""]
+        if not is_drawn and not loses_to_drawn:
+            names = parts_of(split, self._parts)
+        if not names:
+            known = [part for part in [*self._parts, *self._missing] if part]
+            raise ValueError(f"{self.root} has no split {split!r}: choose {', '.join(known)}")
+
+        utterances = [each for name in names for each in self._part(name)]
+        rule = ""
+        if is_drawn or loses_to_drawn:
+            held_out = [name for name in self._missing if name != "train"]
+            draw = draw_splits(utterances, held_out)
+            utterances = [each for each in utterances if draw.split_of[each.utt_id] == split]
+            rule = draw.rule if is_drawn and split != "train" else ""
+        return _checked(utterances, f"{self.root}: split {split!r}"), rule
+
+    def _part(self, name: str) -> list[Utterance]:
+        if name not in self._read:
+            self._read[name] = self.format.read(self.root, name, self._wanted)
+        return self._read[name]
+
+
+def _checked(utterances: Iterable[Utterance], where: str) -> list[Utterance]:
+    """Sort utterances by name, and make sure that there are some and that names are unique."""
+    ordered = sorted(utterances, key=lambda utterance: utterance.utt_id)
+    if not ordered:
+        raise ValueError(f"{where} is empty: use another split or corpus")
+    for one, other in zip(ordered, ordered[1:], strict=False):
+        if one.utt_id == other.utt_id:
+            raise ValueError(
+                f"{where} has two utterances {one.utt_id}, {one.path} and {other.path}: rename one"
+            )
+    return ordered
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on and is scored on while it trains.
+
+    Attributes:
+        corpus: Where it comes from.
+        train: Train, or a subset of it.
+        dev: All of dev.
+        longest: The longest utterance of train (all of it) and dev.
+    """
+
+    corpus: Corpus
+    train: Split
+    dev: Split
+    longest: Utterance
+
+    def audio_context(self, audio_ctx: str) -> AudioContext:
+        """Return what the option ``audio_ctx`` makes of this corpus; its test part counts too.
+
+        Raises:
+            ValueError: As `read_context`, or if an utterance of train, dev or test does not fit.
+        """
+        test = self.corpus.utterances("test")
+        longest = max(self.longest.seconds, self.corpus.longest_of_test().seconds)
+        context = read_context(audio_ctx, longest)
+        check_context([*self.train.utterances, *self.dev.utterances, *test], context)
+        return context
+
+
+def load_corpus(corpus: Corpus, subset: str | None) -> TrainingData:
+    """Read train, or a subset of it, and dev.
+
+    Raises:
+        ValueError: As ``Corpus.read`` and ``select_subset``.
+    """
+    train, dev = corpus.read("train"), corpus.read("dev")
+    longest = max([*train.utterances, *dev.utterances], key=lambda each: each.num_samples)
+    if subset:
+        chosen = select_subset(train.utterances, subset)
+        train = Split(train.name, chosen, f"{train.described}, subset {subset}")
+    return TrainingData(corpus, train, dev, longest)
+
+
+def write_manifest(splits: Sequence[Split], root: Path, path: str | Path) -> None:
+    """Write a tab-separated list of utterances, to tell later which data a number came from.
+
+    Columns: utt_id, speaker, sex, dialect, path (in the corpus), num_samples, seconds, phones39 (as
+    scored), text, labels_sha256 (over phones with times, words and text), start (sample of the
+    recording), split, and described (with the rule by which the split was drawn, if it was).
+    """
+    lines = [
+        "utt_id speaker sex dialect path num_samples seconds phones39 text labels_sha256 start "
+        "split described".split()
+    ]
+    for split in splits:
+        for item in split.utterances:
+            labels = repr(([(p.start, p.end, p.label) for p in item.phones], item.words, item.text))
+            lines.append(
+                [
+                    item.utt_id,
+                    item.speaker,
+                    item.sex,
+                    str(item.dialect or ""),
+                    os.path.relpath(item.path, root),
+                    str(item.num_samples),
+                    f"{item.seconds:.4f}",
+                    " ".join(fold_phones([phone.label for phone in item.phones], 39)),
+                    " ".join(item.text.split()),
+                    hashlib.sha256(labels.encode()).hexdigest(),
+                    str(item.start),
+                    split.name,
+                    split.described,
+                ]
+            )
+    text = "".join("\t".join(line) + "\n" for line in lines)
+    write_file(path, text.encode())

@@ -1,0 +1,38 @@
+"""The corpus formats that the programs know. A format is a class in a file and a line here."""
+
+from pathlib import Path
+
+from data.timit import TimitFormat
+from data.utterance import CorpusFormat
+
+FORMATS: dict[str, CorpusFormat] = {
+    "timit": TimitFormat(),
+}
+
+REMEDY = (
+    "give the corpus with --data (TIMIT is LDC93S1, catalog.ldc.upenn.edu/LDC93S1), or use "
+    "--data demo, which needs no corpus"
+)
+
+
+def find_corpus(data: str | Path, name: str = "auto") -> tuple[CorpusFormat, Path]:
+    """Return the format of the corpus at ``data`` and the corpus's root.
+
+    Args:
+        data: A file or a folder, the corpus or above it.
+        name: A key of FORMATS; with "auto" the first of them that finds a corpus is taken.
+
+    Raises:
+        ValueError: If there is no corpus of that format, or of any.
+    """
+    if name != "auto" and name not in FORMATS:
+        raise ValueError(f"--corpus {name} is unknown: choose auto, {', '.join(FORMATS)}")
+    formats = FORMATS if name == "auto" else {name: FORMATS[name]}
+    path = Path(data)
+    if not path.exists():
+        raise ValueError(f"no corpus at {path}, which does not exist: {REMEDY}")
+    for corpus_format in formats.values():
+        if (root := corpus_format.find(path)) is not None:
+            return corpus_format, root
+    looked_for = "; ".join(f"{key}: {each.looks_for}" for key, each in formats.items())
+    raise ValueError(f"no corpus at {path}: looked for {looked_for}: {REMEDY}")
