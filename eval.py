@@ -30,16 +30,20 @@ from data.inputs import (
     resolve_data,
 )
 from data.metrics import (
+    METRICS,
     ErrorRate,
+    Metric,
     bootstrap_interval,
     error_rate,
+    metrics_of,
     operations,
     worst_utterances,
     write_trn,
 )
 from data.options import command, option, parse_options, run_program
-from data.targets import hypothesis_tokens, labels_of, reference_tokens
-from data.utterance import Utterance, Wanted
+from data.phones import merge_silence
+from data.targets import labels_of
+from data.utterance import PHONES, Utterance, Wanted
 from models import FAMILIES, build_task
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import World, resolve_device, resolve_precision
@@ -85,32 +89,6 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Error rates of one model on one split.
-
-    Attributes:
-        rates: "per", or "wer" and "cer".
-        intervals: 95 % bootstrap interval by speaker of each rate.
-        split: What was scored; its utterances are in the order of the token lists.
-        references: Tokens of the first rate.
-        hypotheses: Tokens of the first rate.
-        wall_seconds: Time that reading and decoding took.
-    """
-
-    rates: dict[str, ErrorRate]
-    intervals: dict[str, tuple[float, float]]
-    split: Split
-    references: list[list[str]]
-    hypotheses: list[list[str]]
-    wall_seconds: float
-
-    @property
-    def rate(self) -> float:
-        """The rate that decides which checkpoint is best: PER, or WER."""
-        return next(iter(self.rates.values())).rate
-
-
-@dataclass(frozen=True)
 class Decoding:
     """How utterances are decoded and compared.
 
@@ -126,6 +104,44 @@ class Decoding:
     batch_seconds: float | None = None
     merge_sil: bool = False
     world: World = World()
+
+    @property
+    def search(self) -> str:
+        """The search in words."""
+        return f"beam {self.beam_size}" if self.beam_size > 1 else "greedy"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Error rates of one model on one split.
+
+    Attributes:
+        rates: By their names in METRICS, the one that decides which checkpoint is best first.
+        intervals: 95 % bootstrap interval by speaker of each rate.
+        split: What was scored; its utterances are in the order of the token lists.
+        references: Tokens of the rate that decides.
+        hypotheses: Tokens of the rate that decides.
+        decoding: How the hypotheses were obtained.
+        wall_seconds: Time that reading and decoding took.
+    """
+
+    rates: dict[str, ErrorRate]
+    intervals: dict[str, tuple[float, float]]
+    split: Split
+    references: list[list[str]]
+    hypotheses: list[list[str]]
+    decoding: Decoding
+    wall_seconds: float
+
+    @property
+    def metric(self) -> str:
+        """Name of the rate that decides which checkpoint is best."""
+        return next(iter(self.rates))
+
+    @property
+    def rate(self) -> float:
+        """The rate that decides which checkpoint is best."""
+        return self.rates[self.metric].rate
 
 
 def read_inputs(
@@ -210,21 +226,32 @@ def score(
     texts = transcribe(task, checkpoint, utterances, decoding, inputs)
     wall_seconds = time.perf_counter() - started
     assert checkpoint.tokenizer is not None
-    tokenizer, merge_sil = checkpoint.tokenizer, decoding.merge_sil
-    is_phone = tokenizer.kind == "phone"
-    references = [reference_tokens(utterance, is_phone, merge_sil) for utterance in utterances]
-    hypotheses = [hypothesis_tokens(text, is_phone, merge_sil) for text in texts]
+    label = labels_of(checkpoint.tokenizer.kind)
+
+    tokens = {
+        name: (
+            _tokens(metric, [utterance.label(label) for utterance in utterances], decoding),
+            _tokens(metric, texts, decoding),
+        )
+        for name, metric in metrics_of(label).items()
+    }
+    rates = {name: error_rate(*sides) for name, sides in tokens.items()}
+
     speakers = [utterance.speaker for utterance in utterances]
-    if is_phone:
-        rates = {"per": error_rate(references, hypotheses)}
-    else:
-        letters = [[list(" ".join(words)) for words in side] for side in (references, hypotheses)]
-        rates = {"wer": error_rate(references, hypotheses), "cer": error_rate(*letters)}
     intervals = {
         name: bootstrap_interval(rate.utterance_edits, rate.utterance_tokens, speakers)
         for name, rate in rates.items()
     }
-    return Scores(rates, intervals, split, references, hypotheses, wall_seconds)
+    references, hypotheses = next(iter(tokens.values()))
+    return Scores(rates, intervals, split, references, hypotheses, decoding, wall_seconds)
+
+
+def _tokens(metric: Metric, texts: Sequence[str], decoding: Decoding) -> list[list[str]]:
+    """Cut references, or hypotheses, into the tokens that are compared."""
+    tokens = [metric.tokens(text) for text in texts]
+    if decoding.merge_sil and metric.label == PHONES:
+        return [merge_silence(phones) for phones in tokens]
+    return tokens
 
 
 def sparsity_report(checkpoint: Checkpoint) -> dict[str, float]:
@@ -239,29 +266,29 @@ def sparsity_report(checkpoint: Checkpoint) -> dict[str, float]:
     }
 
 
-def protocol_line(scores: Scores, checkpoint: Checkpoint, beam_size: int, merge_sil: bool) -> str:
+def protocol_line(scores: Scores, checkpoint: Checkpoint) -> str:
     """Say in one line under what rules the rates were obtained."""
-    name, rate = next(iter(scores.rates.items()))
-    tokenizer = checkpoint.tokenizer
+    tokenizer, decoding = checkpoint.tokenizer, scores.decoding
     assert tokenizer is not None
-    silence = "runs of sil merged" if merge_sil else "every sil kept"
-    units = f"39 phones, q deleted, {silence}" if name == "per" else "lower case, no punctuation"
-    search = f"beam {beam_size}" if beam_size > 1 else "greedy"
+
+    units = METRICS[scores.metric].units
+    if METRICS[scores.metric].label == PHONES:
+        units += ", runs of sil merged" if decoding.merge_sil else ", every sil kept"
     context = front_end_of(checkpoint.frontend).padding
     if "max_tokens" in checkpoint.decoding:
         context += f", at most {checkpoint.decoding['max_tokens']} tokens"
+
     utterances = scores.split.utterances
     speakers = len({utterance.speaker for utterance in utterances})
     return (
-        f"{name.upper()} on {scores.split.described}: {len(utterances)} utterances, {speakers} "
-        f"speakers, {rate.reference_tokens} reference tokens; {units}; {tokenizer.kind} targets; "
-        f"{search}, no language model; {context}; 95 % interval by bootstrap over speakers"
+        f"{scores.metric.upper()} on {scores.split.described}: {len(utterances)} utterances, "
+        f"{speakers} speakers, {scores.rates[scores.metric].reference_tokens} reference tokens; "
+        f"{units}; {tokenizer.kind} targets; {decoding.search}, no language model; {context}; "
+        "95 % interval by bootstrap over speakers"
     )
 
 
-def results(
-    scores: Scores, checkpoint: Checkpoint, beam_size: int = 1, merge_sil: bool = False
-) -> dict[str, Any]:
+def results(scores: Scores, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what results.json holds about ``scores``."""
     run, utterances = checkpoint.run, scores.split.utterances
     audio_seconds = sum(utterance.seconds for utterance in utterances)
@@ -281,8 +308,8 @@ def results(
     return report | {
         "utterances": len(utterances),
         "audio_seconds": audio_seconds,
-        "decode": f"beam {beam_size}" if beam_size > 1 else "greedy",
-        "protocol": protocol_line(scores, checkpoint, beam_size, merge_sil),
+        "decode": scores.decoding.search,
+        "protocol": protocol_line(scores, checkpoint),
         "wall_seconds": scores.wall_seconds,
         "real_time_factor": scores.wall_seconds / audio_seconds,
     }
@@ -291,7 +318,7 @@ def results(
 def summary(report: dict[str, Any]) -> str:
     """Return the rates and sparsity of a result in one line."""
     rates = []
-    for name in ("per", "wer", "cer"):
+    for name in METRICS:
         if rate := report.get(name):
             low, high = rate["ci95"]
             rates.append(
@@ -328,7 +355,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     beam_size = options.beam_size if options.decode == "beam" else 1
     decoding = Decoding(beam_size, options.batch_seconds, options.merge_sil)
     scores = score(task, checkpoint, split, decoding)
-    report = results(scores, checkpoint, beam_size, options.merge_sil)
+    report = results(scores, checkpoint)
     report_scores(report, scores)
     if options.trn:
         Path(options.trn).mkdir(parents=True, exist_ok=True)
@@ -376,9 +403,8 @@ def report_scores(report: dict[str, Any], scores: Scores, worst: int = 5) -> Non
     print(report["protocol"])
     print(summary(report))
     utt_ids = [utterance.utt_id for utterance in scores.split.utterances]
-    for utt_id, edits, tokens in worst_utterances(
-        next(iter(scores.rates.values())), utt_ids, worst
-    ):
+    rate = scores.rates[scores.metric]
+    for utt_id, edits, tokens in worst_utterances(rate, utt_ids, worst):
         i = utt_ids.index(utt_id)
         print(f"  worst {utt_id}: {edits} errors in {tokens} tokens")
         print(f"    ref {' '.join(scores.references[i])}")

@@ -32,8 +32,8 @@ from benchmarks.training import (
 )
 from data.inputs import model_input, resolve_data
 from data.log_mel import FULL_CONTEXT_SECONDS, OWN_CONTEXT
-from data.metrics import error_rate
-from data.targets import hypothesis_tokens, reference_tokens
+from data.metrics import error_rate, metrics_of
+from data.targets import labels_of
 from data.timit import load_timit
 from data.utterance import Utterance
 from models import build_model, build_task
@@ -383,13 +383,12 @@ def _add_scores(report: Report, checkpoint: Checkpoint, utterances: Sequence[Utt
     """Add the real-time factor of each row, and its error rate where there is a tokenizer."""
     audio_seconds = sum(utterance.seconds for utterance in utterances)
     tokenizer = checkpoint.tokenizer
-    is_phone = tokenizer is not None and tokenizer.kind == "phone"
-    references = [reference_tokens(utterance, is_phone) for utterance in utterances]
     for row in report.rows:
         row.figures["real-time factor"] = row.median / audio_seconds
         if tokenizer is not None:
-            texts = [tokenizer.decode(ids) for ids in row.result]
-            hypotheses = [hypothesis_tokens(text, is_phone) for text in texts]
-            rate = error_rate(references, hypotheses).rate
-            row.figures["PER" if is_phone else "WER"] = rate
+            label = labels_of(tokenizer.kind)
+            name, metric = next(iter(metrics_of(label).items()))
+            references = [metric.tokens(utterance.label(label)) for utterance in utterances]
+            hypotheses = [metric.tokens(tokenizer.decode(ids)) for ids in row.result]
+            row.figures[name.upper()] = error_rate(references, hypotheses).rate
     report.title += f", {audio_seconds:.1f} s of audio"

@@ -1,14 +1,17 @@
-"""Align hypotheses with references; count errors, bound them, and write them for SCTK."""
+"""Error rates: what is compared, how it is aligned, counted, bounded, and written for SCTK."""
 
 import os
 import re
-import unicodedata
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+from data.phones import fold_phones
+from data.text import normalize_text
+from data.utterance import PHONES, TEXT
 
 Tokens = Sequence[Hashable]
 Operation = Literal["hit", "substitution", "deletion", "insertion"]
@@ -16,6 +19,52 @@ Operation = Literal["hit", "substitution", "deletion", "insertion"]
 _LETTERS = {"hit": "=", "substitution": "S", "deletion": "D", "insertion": "I"}
 NUM_SAMPLES = 1000  # of a bootstrap
 ROWS_TOGETHER = 256  # utterances aligned at once; of similar length, so that little is padding
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An error rate: which label of an utterance is compared, cut into which tokens.
+
+    Attributes:
+        label: "phones" or "text".
+        tokens: Cuts a reference, and in the same way what was decoded, into what is compared.
+        units: What the tokens are, for the protocol line.
+    """
+
+    label: str
+    tokens: Callable[[str], list[str]]
+    units: str
+
+
+def _scored_phones(phones: str) -> list[str]:
+    return fold_phones(phones.split(), 39)
+
+
+def _words(text: str) -> list[str]:
+    return normalize_text(text).split()
+
+
+def _characters(text: str) -> list[str]:
+    return list(normalize_text(text))
+
+
+METRICS: dict[str, Metric] = {
+    "per": Metric(PHONES, _scored_phones, "39 phones, q deleted"),
+    "wer": Metric(TEXT, _words, "lower case, no punctuation"),
+    "cer": Metric(TEXT, _characters, "lower case, no punctuation"),
+}
+"""Every error rate by its key in results.json. Of those of one label the first decides: which
+checkpoint is best, what sweeps tune on and reports show."""
+
+
+def metrics_of(label: str) -> dict[str, Metric]:
+    """Return the metrics that compare ``label``, the one that decides first."""
+    return {name: metric for name, metric in METRICS.items() if metric.label == label}
+
+
+def deciding_metric(results: Container[str]) -> str | None:
+    """Return the metric that decides among those in ``results``; None if there is none."""
+    return next((name for name in METRICS if name in results), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,16 +345,3 @@ def write_trn(
         Path(path).write_text("".join(lines), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write trn file {path}: {error.strerror or error}") from None
-
-
-def normalize_text(text: str) -> str:
-    """Return ``text`` as the words that WER compares.
-
-    Lower case; punctuation and symbols dropped, so that "co-op" becomes "coop", but for apostrophes
-    inside a word (a typographic one becomes the plain one); runs of white space become one space.
-    Letters of every script, their accents and digits stay.
-    """
-    text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
-    text = "".join(c for c in text if c == "'" or unicodedata.category(c)[0] not in "PS")
-    text = re.sub(r"(?<!\w)'|'(?!\w)", "", text)
-    return unicodedata.normalize("NFC", " ".join(text.split()))  # what was dropped stood between

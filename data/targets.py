@@ -1,15 +1,13 @@
-"""What a model is to write for an utterance, and the tokens that scoring compares."""
+"""What a model is to write for an utterance."""
 
 import sys
 from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from data.metrics import normalize_text
-from data.phones import fold_phones, merge_silence
+from data.phones import fold_phones
+from data.text import normalize_text
 from data.utterance import PHONES, TEXT, Utterance
-
-SCORED_PHONES = 39
 
 
 def labels_of(target: str) -> str:
@@ -29,18 +27,6 @@ def target_text(utterance: Utterance, target: str, num_phones: int) -> str:
         return " ".join(fold_phones([phone.label for phone in utterance.phones], num_phones))
     text = normalize_text(utterance.text)
     return " " + text if target == "text" else text  # whisper's words begin with a space
-
-
-def reference_tokens(utterance: Utterance, is_phone: bool, merge_sil: bool = False) -> list[str]:
-    """Return the phones, folded to 39, or the words that a hypothesis is held against."""
-    if is_phone:
-        return _scored([phone.label for phone in utterance.phones], merge_sil)
-    return normalize_text(utterance.text).split()
-
-
-def hypothesis_tokens(text: str, is_phone: bool, merge_sil: bool = False) -> list[str]:
-    """Return the phones, folded to 39, or the words of decoded text."""
-    return _scored(text.split(), merge_sil) if is_phone else normalize_text(text).split()
 
 
 def keep_usable(
@@ -70,8 +56,3 @@ def keep_usable(
             f"{reasons[0]}: check the corpus, or give a --target with fewer tokens"
         )
     return [utterance for utterance, _ in kept], [target for _, target in kept]
-
-
-def _scored(phones: list[str], merge_sil: bool) -> list[str]:
-    folded = fold_phones(phones, SCORED_PHONES)
-    return merge_silence(folded) if merge_sil else folded

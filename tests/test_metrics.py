@@ -12,13 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.metrics import (
+    METRICS,
     align,
     bootstrap_interval,
+    deciding_metric,
     error_rate,
-    normalize_text,
+    metrics_of,
     worst_utterances,
     write_trn,
 )
+from data.text import normalize_text
 
 strings = st.text("abc", max_size=7)
 pairs = st.tuples(strings, strings)
@@ -271,3 +274,23 @@ def test_normalize_text_keeps_words_only(text: str, normalized: str) -> None:
 def test_normalize_text_twice_changes_nothing(text: str) -> None:
     once = normalize_text(text)
     assert normalize_text(once) == once
+
+
+def test_every_metric_has_a_label_and_one_that_decides() -> None:
+    assert list(metrics_of("phones")) == ["per"]
+    assert list(metrics_of("text")) == ["wer", "cer"]
+    assert METRICS == metrics_of("phones") | metrics_of("text")
+    assert deciding_metric({"cer": 0.1, "wer": 0.2, "dev": {}}) == "wer"
+    assert deciding_metric({"dev": {}}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "tokens"),
+    [
+        ("per", "h# ix q bcl b sil", ["sil", "ih", "sil", "b", "sil"]),
+        ("wer", "Don't stop, co-op!", ["don't", "stop", "coop"]),
+        ("cer", "A  b.", ["a", " ", "b"]),
+    ],
+)
+def test_metric_cuts_a_label_into_its_tokens(name: str, text: str, tokens: list[str]) -> None:
+    assert METRICS[name].tokens(text) == tokens

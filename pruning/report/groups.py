@@ -17,6 +17,7 @@ from pruning.report.records import (
     error_rate,
     learning_rate,
     method_rank,
+    rate_name,
     setting,
     sparsity,
     telling_options,
@@ -86,7 +87,7 @@ class Group:
     Attributes:
         title: What they have in common and other groups have not.
         slug: The same as part of a file name.
-        rate_name: "PER" or "WER".
+        rate_name: The error rate that decides, as "PER".
         cells: Cells by sparsity, dense first, then method.
     """
 
@@ -154,7 +155,7 @@ def build_groups(records: Sequence[Record]) -> list[Group]:
             Group(
                 title=title,
                 slug=f"{slug}-{len(groups) + 1}" if taken else slug,
-                rate_name="PER" if "per" in first else "WER",
+                rate_name=rate_name(members[0]).upper(),
                 cells=_build_cells(members, records, pruning, chosen),
             )
         )

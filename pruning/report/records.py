@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import read_json, read_json_lines, to_json, write_file
+from data.metrics import METRICS, deciding_metric
 from models.training.distill import DistillOptions
 from pruning.schedules import SCHEDULES
 
@@ -181,8 +182,8 @@ def _read_runs_file(path: Path, runs: Runs) -> list[Record]:
 def _check(record: Record, path: Path) -> None:
     results = record["results"]
     missing = [key for key in REQUIRED_RESULTS if key not in results]
-    if not missing and rate_name(record) not in results:
-        missing = ["per or wer"]
+    if not missing and deciding_metric(results) is None:
+        missing = [" or ".join(METRICS)]
     if missing:
         raise ValueError(
             f"the results in {path} lack {', '.join(missing)}: run it again with this version"
@@ -206,8 +207,10 @@ def _curves(events: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any
 
 
 def rate_name(record: Record) -> str:
-    """Return the name of the rate that decides: "per", or "wer"."""
-    return "per" if "per" in record["results"] else "wer"
+    """Return the name of the rate that decides, a key of METRICS."""
+    name = deciding_metric(record["results"])
+    assert name is not None, "every record is checked when it is read"
+    return name
 
 
 def learning_rate(record: Record) -> float:
@@ -222,7 +225,7 @@ def sparsity(record: Record) -> float:
 
 
 def error_rate(record: Record, split: str = "test") -> float:
-    """Return the PER or WER on "test" or "dev", a fraction."""
+    """Return the rate that decides on "test" or "dev", a fraction."""
     results = record["results"]
     return float((results if split == "test" else results["dev"])[rate_name(record)]["rate"])
 

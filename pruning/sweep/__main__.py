@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import read_json, remove_left_overs, take_lock, write_json
+from data.metrics import deciding_metric
 from data.options import OptionParser, command, interrupts, run_program
 from pruning.report.records import Record, load_records, write_csv
 from pruning.sweep.config import SweepConfig, load_config
@@ -141,12 +142,12 @@ class Sweep:
         return name in self.config.records or self.is_ready(name)
 
     def rates(self, run: PlannedRun) -> tuple[str, float, float]:
-        """Return the name of a finished run's error, PER or WER, and its value on dev and test."""
+        """Return the name of a finished run's error rate, and its value on dev and test."""
         record = self.config.records.get(run.name)
         path = self.config.out / run.name / "results.json"
         try:
             results = record["results"] if record else read_json(path)
-            name = "per" if "per" in results else "wer"
+            name = deciding_metric(results) or ""
             return name.upper(), results["dev"][name]["rate"], results[name]["rate"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(
