@@ -47,6 +47,7 @@ from data.utterance import PHONES, Utterance, Wanted
 from models import FAMILIES, build_task
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import World, resolve_device, resolve_precision
+from models.search import GREEDY, Search
 from models.training.tasks import PRECISIONS, Task
 from pruning.analysis import describe_tensors, size_in_bytes
 from pruning.mask_file import weights_hash
@@ -54,9 +55,9 @@ from pruning.masks import measured_sparsity
 from pruning.scope import select_parameters
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """Options of the command line; each field is a flag."""
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(Search):
+    """What is scored."""
 
     ckpt: str = option("checkpoint: best.pt or last.pt of a run, or converted weights")
     data: str | None = option(
@@ -70,8 +71,6 @@ class EvalOptions:
         "corpus has, as test-clean",
         "test",
     )
-    decode: str = option("search", "greedy", ("greedy", "beam"))
-    beam_size: int = option("hypotheses kept by --decode beam", 5)
     batch_seconds: float | None = option(
         "seconds of audio in a batch, padding included; without it "
         + ", ".join(f"{family.decode_seconds:g} for {name}" for name, family in FAMILIES.items()),
@@ -93,22 +92,17 @@ class Decoding:
     """How utterances are decoded and compared.
 
     Attributes:
-        beam_size: Hypotheses kept; 1 is greedy.
+        search: How hypotheses are searched for.
         batch_seconds: Audio in a batch, padding included; it changes no result. None leaves it to
             the model.
         merge_sil: Collapse runs of sil in references and hypotheses.
         world: The processes that share the utterances.
     """
 
-    beam_size: int = 1
+    search: Search = GREEDY
     batch_seconds: float | None = None
     merge_sil: bool = False
     world: World = World()
-
-    @property
-    def search(self) -> str:
-        """The search in words."""
-        return f"beam {self.beam_size}" if self.beam_size > 1 else "greedy"
 
 
 @dataclass(frozen=True)
@@ -199,7 +193,7 @@ def transcribe(
     for positions in tqdm(batches, "decode", disable=None, leave=False):
         batch = [ordered[position] for position in positions]
         read = [inputs[i] if inputs else model_input(utterances[i], frontend) for i in batch]
-        for i, ids in zip(batch, task.decode(read, decoding.beam_size), strict=True):
+        for i, ids in zip(batch, task.search(read, decoding.search), strict=True):
             texts[i] = tokenizer.decode(ids)
     task.model.train(was_training)
     return decoding.world.gather([texts[i] for i in mine])
@@ -283,8 +277,8 @@ def protocol_line(scores: Scores, checkpoint: Checkpoint) -> str:
     return (
         f"{scores.metric.upper()} on {scores.split.described}: {len(utterances)} utterances, "
         f"{speakers} speakers, {scores.rates[scores.metric].reference_tokens} reference tokens; "
-        f"{units}; {tokenizer.kind} targets; {decoding.search}, no language model; {context}; "
-        "95 % interval by bootstrap over speakers"
+        f"{units}; {tokenizer.kind} targets; {decoding.search.describe()}, no language model; "
+        f"{context}; 95 % interval by bootstrap over speakers"
     )
 
 
@@ -308,7 +302,7 @@ def results(scores: Scores, checkpoint: Checkpoint) -> dict[str, Any]:
     return report | {
         "utterances": len(utterances),
         "audio_seconds": audio_seconds,
-        "decode": scores.decoding.search,
+        "decode": scores.decoding.search.describe(),
         "protocol": protocol_line(scores, checkpoint),
         "wall_seconds": scores.wall_seconds,
         "real_time_factor": scores.wall_seconds / audio_seconds,
@@ -334,8 +328,6 @@ def summary(report: dict[str, Any]) -> str:
 
 def evaluate(options: EvalOptions) -> dict[str, Any]:
     """Score a checkpoint as ``options`` say; write what they ask for; return the results."""
-    if not options.beam_size >= 1:
-        raise ValueError(f"beam size {options.beam_size} is not positive: give --beam-size 5")
     device = resolve_device(options.device)
     checkpoint = load_checkpoint(options.ckpt, device=device)
     if checkpoint.tokenizer is None:
@@ -343,6 +335,11 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
             f"{options.ckpt} has no tokenizer, so its head has no meaning yet: fine-tune it with "
             f"train.py --init {options.ckpt}"
         )
+    precision = resolve_precision(options.precision, device)
+    task = build_task(checkpoint.model, checkpoint.decoding, precision, options.fast)
+    search = Search.of(options)
+    search.check(task.search_options, checkpoint.model.family)
+
     corpus = Corpus(
         resolve_data(options.data or checkpoint.run.get("data")),
         options.corpus,
@@ -350,10 +347,8 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     )
     split = corpus.read(options.split)
     check_inputs(split.utterances, checkpoint.frontend)
-    precision = resolve_precision(options.precision, device)
-    task = build_task(checkpoint.model, checkpoint.decoding, precision, options.fast)
-    beam_size = options.beam_size if options.decode == "beam" else 1
-    decoding = Decoding(beam_size, options.batch_seconds, options.merge_sil)
+
+    decoding = Decoding(search, options.batch_seconds, options.merge_sil)
     scores = score(task, checkpoint, split, decoding)
     report = results(scores, checkpoint)
     report_scores(report, scores)

@@ -155,7 +155,7 @@ def our_decode(
     task = build_task(model, decoding, precision)
 
     def decode(log_mels: Sequence[Tensor]) -> Ids:
-        return [ids for some in in_batches(log_mels, batch) for ids in task.decode(some)]
+        return [ids for some in in_batches(log_mels, batch) for ids in task.search(some)]
 
     return decode
 

@@ -238,7 +238,7 @@ def test_to_hf_whisper_with_a_short_context_is_cut_to_it(tmp_path):
 
 @pytest.mark.parametrize("kind", ["phone", "text"])
 def test_to_hf_whisper_generates_as_our_greedy_decoding(tmp_path, randomise, kind):
-    from models.whisper.decoding import DecodingOptions, decode
+    from models.whisper.decoding import DecodingOptions, generate
 
     phones = [f"p{i}" for i in range(40)]
     tokenizer = SymbolTokenizer.for_seq2seq("phone", phones) if kind == "phone" else byte_bpe()
@@ -252,6 +252,6 @@ def test_to_hf_whisper_generates_as_our_greedy_decoding(tmp_path, randomise, kin
     log_mel = torch.randn(4, 80, 100)
     ids = theirs.generate(log_mel, attention_mask=torch.ones(4, 100)).tolist()
     ended = [row[: row.index(tokenizer.eos_id)] if tokenizer.eos_id in row else row for row in ids]
-    ours = decode(model.eval(), log_mel, DecodingOptions(**decoding))
+    ours = generate(model.eval(), log_mel, DecodingOptions(**decoding))
     assert ended == ours
     assert len({i for row in ours for i in row}) > 1  # not one token all along

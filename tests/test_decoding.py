@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.whisper import Whisper, decoding
-from models.whisper.decoding import DecodingOptions, decode
+from models.whisper.decoding import DecodingOptions, generate
 from tests.whisper_hf import SMALL, hf_model, ours_from
 
 transformers = pytest.importorskip("transformers")
@@ -64,7 +64,7 @@ def _hf_decode(hf: nn.Module, log_mel: Tensor, options: DecodingOptions, **more:
 def test_decode_of_the_test_model_gives_early_ends_and_limit_hits(
     model: Whisper, log_mel: Tensor, beam_size: int
 ) -> None:
-    lengths = [len(ids) for ids in decode(model, log_mel, replace(OPTIONS, beam_size=beam_size))]
+    lengths = [len(ids) for ids in generate(model, log_mel, replace(OPTIONS, beam_size=beam_size))]
     assert len({n for n in lengths if n < 18}) >= 4, lengths
     assert lengths.count(18) >= 1, lengths
 
@@ -75,7 +75,7 @@ def test_decode_equals_hf_generate(pair: Pair, log_mel: Tensor, beam_size: int, 
     hf, ours = pair
     options = replace(OPTIONS, beam_size=beam_size)
     expected = _hf_decode(hf, log_mel[-batch:], options)
-    assert decode(ours, log_mel[-batch:], options) == expected
+    assert generate(ours, log_mel[-batch:], options) == expected
 
 
 @pytest.mark.parametrize("beam_size", [1, 5])
@@ -83,13 +83,13 @@ def test_decode_with_suppressed_ids_equals_hf_generate_and_lacks_them(
     pair: Pair, log_mel: Tensor, beam_size: int
 ) -> None:
     hf, ours = pair
-    free = decode(ours, log_mel, replace(OPTIONS, beam_size=beam_size))
+    free = generate(ours, log_mel, replace(OPTIONS, beam_size=beam_size))
     never = tuple({i for ids in free for i in ids[1:3]})[:3]
     not_first = tuple({ids[0] for ids in free if ids} - set(never))[:3] + (EOS,)
     options = replace(
         OPTIONS, beam_size=beam_size, suppress_ids=never, begin_suppress_ids=not_first
     )
-    result = decode(ours, log_mel, options)
+    result = generate(ours, log_mel, options)
     assert result == _hf_decode(hf, log_mel, options)
     assert not {i for ids in result for i in ids} & set(never)
     assert not {ids[0] for ids in result} & set(not_first)
@@ -102,7 +102,7 @@ def test_decode_with_length_penalty_equals_hf_generate(
 ) -> None:
     hf, ours = pair
     options = replace(OPTIONS, beam_size=3, length_penalty=length_penalty)
-    assert decode(ours, log_mel, options) == _hf_decode(hf, log_mel, options)
+    assert generate(ours, log_mel, options) == _hf_decode(hf, log_mel, options)
 
 
 @pytest.mark.parametrize("max_length", [9, 448])
@@ -113,7 +113,7 @@ def test_decode_equals_hf_generate_with_its_own_english_prompt_and_max_length(
     # HF adds the start ids to max_length and caps it at the text positions.
     max_tokens = min(max_length + 2, CONFIG.text_positions)
     expected = _hf_decode(hf, log_mel, OPTIONS, max_length=max_length)
-    assert decode(ours, log_mel, replace(OPTIONS, max_tokens=max_tokens)) == expected
+    assert generate(ours, log_mel, replace(OPTIONS, max_tokens=max_tokens)) == expected
 
 
 @pytest.mark.parametrize("beam_size", [1, 5])
@@ -128,7 +128,7 @@ def test_decode_equals_hf_generate_with_its_own_multilingual_prompt(
         OPTIONS, start_ids=(START, LANGUAGE, TASK, NO_TIMESTAMPS), beam_size=beam_size
     )
     expected = _hf_decode(hf, log_mel, options, language="en", task="transcribe", max_new_tokens=16)
-    assert decode(ours, log_mel, options) == expected
+    assert generate(ours, log_mel, options) == expected
 
 
 @pytest.mark.parametrize("beam_size", [1, 5])
@@ -136,9 +136,9 @@ def test_decode_does_not_depend_on_batch_mates(
     model: Whisper, log_mel: Tensor, beam_size: int
 ) -> None:
     options = replace(OPTIONS, beam_size=beam_size)
-    together = decode(model, log_mel, options)
-    assert [decode(model, one[None], options)[0] for one in log_mel] == together
-    assert decode(model, log_mel.flip(0), options) == together[::-1]
+    together = generate(model, log_mel, options)
+    assert [generate(model, one[None], options)[0] for one in log_mel] == together
+    assert generate(model, log_mel.flip(0), options) == together[::-1]
 
 
 @pytest.mark.parametrize("beam_size", [1, 5])
@@ -146,9 +146,9 @@ def test_decode_checked_rarely_as_on_a_gpu_gives_the_same(
     model: Whisper, log_mel: Tensor, beam_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = replace(OPTIONS, beam_size=beam_size)
-    expected = decode(model, log_mel, options)
+    expected = generate(model, log_mel, options)
     monkeypatch.setattr(decoding, "_is_time_to_check", lambda step, device: step % 8 == 7)
-    assert decode(model, log_mel, options) == expected
+    assert generate(model, log_mel, options) == expected
 
 
 @pytest.mark.parametrize("beam_size", [1, 5])
@@ -156,22 +156,22 @@ def test_decode_on_the_plain_path_gives_the_same(
     model: Whisper, log_mel: Tensor, beam_size: int
 ) -> None:
     options = replace(OPTIONS, beam_size=beam_size)
-    assert decode(model, log_mel, options, fast=False) == decode(model, log_mel, options)
+    assert generate(model, log_mel, options, fast=False) == generate(model, log_mel, options)
 
 
 @pytest.mark.parametrize("max_tokens", [3, 7, 24])
 def test_decode_stops_at_max_tokens_start_ids_included(
     model: Whisper, log_mel: Tensor, max_tokens: int
 ) -> None:
-    longest = decode(model, log_mel, replace(OPTIONS, max_tokens=CONFIG.text_positions))
-    limited = decode(model, log_mel, replace(OPTIONS, max_tokens=max_tokens))
+    longest = generate(model, log_mel, replace(OPTIONS, max_tokens=CONFIG.text_positions))
+    limited = generate(model, log_mel, replace(OPTIONS, max_tokens=max_tokens))
     assert limited == [ids[: max_tokens - 2] for ids in longest]
     assert max(map(len, limited)) == max_tokens - 2
 
 
 def test_decode_leaves_the_training_mode_as_it_was(model: Whisper, log_mel: Tensor) -> None:
     model.train()
-    decode(model, log_mel[:1], OPTIONS)
+    generate(model, log_mel[:1], OPTIONS)
     assert model.training
 
 
@@ -190,4 +190,4 @@ def test_decode_with_options_of_another_model_is_a_value_error(
     model: Whisper, log_mel: Tensor, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        decode(model, log_mel, replace(OPTIONS, **change))
+        generate(model, log_mel, replace(OPTIONS, **change))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models import cuda_graphs
 from models.whisper import Whisper
-from models.whisper.decoding import DecodingOptions, decode
+from models.whisper.decoding import DecodingOptions, generate
 from models.whisper.graphed_decoding import GreedyGraphs
 from tests.whisper_hf import SMALL, hf_model, ours_from
 
@@ -59,9 +59,9 @@ def test_static_steps_find_the_ids_of_plain_ones(
     model: Whisper, log_mel: Tensor, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = replace(OPTIONS, **change)
-    expected = decode(model, log_mel, options)
+    expected = generate(model, log_mel, options)
     assert len({len(ids) for ids in expected}) > 1 or options.max_tokens == 3
-    assert decode(model, log_mel, options, graphs=GreedyGraphs()) == expected
+    assert generate(model, log_mel, options, graphs=GreedyGraphs()) == expected
     assert not capsys.readouterr().err
 
 
@@ -70,20 +70,20 @@ def test_one_capture_serves_batches_of_a_few_rows_more_or_less(
 ) -> None:
     graphs = GreedyGraphs()
     for batch in (log_mel[:8], log_mel[3:8], log_mel[6:], log_mel[:1]):
-        assert decode(model, batch, OPTIONS, graphs=graphs) == decode(model, batch, OPTIONS)
+        assert generate(model, batch, OPTIONS, graphs=graphs) == generate(model, batch, OPTIONS)
     assert len(captures) == 1
-    assert decode(model, log_mel, OPTIONS, graphs=graphs) == decode(model, log_mel, OPTIONS)
+    assert generate(model, log_mel, OPTIONS, graphs=graphs) == generate(model, log_mel, OPTIONS)
     assert len(captures) == 2
 
 
 def test_captured_step_follows_the_weights(model: Whisper, log_mel: Tensor, captures: list) -> None:
     graphs = GreedyGraphs()
-    before = decode(model, log_mel, OPTIONS, graphs=graphs)
+    before = generate(model, log_mel, OPTIONS, graphs=graphs)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.3)
-    after = decode(model, log_mel, OPTIONS, graphs=graphs)
-    assert after == decode(model, log_mel, OPTIONS)
+    after = generate(model, log_mel, OPTIONS, graphs=graphs)
+    assert after == generate(model, log_mel, OPTIONS)
     assert after != before
     assert len(captures) == 1
 
@@ -92,9 +92,9 @@ def test_another_vocabulary_is_captured_anew(
     model: Whisper, log_mel: Tensor, captures: list
 ) -> None:
     graphs = GreedyGraphs()
-    decode(model, log_mel, OPTIONS, graphs=graphs)
+    generate(model, log_mel, OPTIONS, graphs=graphs)
     model.reset_vocabulary(torch.randn(30, CONFIG.d_model, dtype=torch.float64))
-    assert decode(model, log_mel, OPTIONS, graphs=graphs) == decode(model, log_mel, OPTIONS)
+    assert generate(model, log_mel, OPTIONS, graphs=graphs) == generate(model, log_mel, OPTIONS)
     assert len(captures) == 2
 
 
@@ -102,7 +102,7 @@ def test_shapes_kept_are_few(model: Whisper, log_mel: Tensor) -> None:
     graphs = GreedyGraphs()
     for max_tokens in range(10, 17):
         options = replace(OPTIONS, max_tokens=max_tokens)
-        assert decode(model, log_mel, options, graphs=graphs) == decode(model, log_mel, options)
+        assert generate(model, log_mel, options, graphs=graphs) == generate(model, log_mel, options)
     assert len(graphs._steps) == 4
 
 
@@ -116,8 +116,8 @@ def test_capture_that_fails_leaves_plain_steps_and_a_line(
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(cuda_graphs, "capture", fail)
-    ids = decode(model, log_mel, OPTIONS, graphs=GreedyGraphs())
-    assert ids == decode(model, log_mel, OPTIONS)
+    ids = generate(model, log_mel, OPTIONS, graphs=GreedyGraphs())
+    assert ids == generate(model, log_mel, OPTIONS)
     assert "goes step by step: operation not permitted\n" in capsys.readouterr().err
 
 
@@ -128,8 +128,8 @@ def test_replay_that_finds_other_ids_is_not_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(cuda_graphs, "capture", lambda function: lambda: None)
-    ids = decode(model, log_mel, OPTIONS, graphs=GreedyGraphs())
-    assert ids == decode(model, log_mel, OPTIONS)
+    ids = generate(model, log_mel, OPTIONS, graphs=GreedyGraphs())
+    assert ids == generate(model, log_mel, OPTIONS)
     assert "a replay finds other ids than plain steps" in capsys.readouterr().err
 
 
@@ -146,5 +146,5 @@ def test_replayed_steps_on_cuda_find_the_ids_of_plain_ones(
     model, log_mel = model.cuda(), log_mel.cuda()
     graphs = GreedyGraphs()
     for batch in (log_mel[:8], log_mel[3:]):
-        assert decode(model, batch, OPTIONS, graphs=graphs) == decode(model, batch, OPTIONS)
+        assert generate(model, batch, OPTIONS, graphs=graphs) == generate(model, batch, OPTIONS)
     assert not capsys.readouterr().err

@@ -64,9 +64,9 @@ def test_features_computed_once_decode_to_the_same(
     frozen: CTCTask, utterances: list[Utterance]
 ) -> None:
     waveforms = [model_input(u, WAVEFORM).double() for u in utterances]
-    plain = frozen.decode(waveforms)
+    plain = frozen.search(waveforms)
     assert any(plain)
-    assert frozen.decode([frozen.prepare(waveform) for waveform in waveforms]) == plain
+    assert frozen.search([frozen.prepare(waveform) for waveform in waveforms]) == plain
 
 
 def test_nothing_is_computed_beforehand_where_the_feature_encoder_trains(

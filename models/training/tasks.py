@@ -4,6 +4,7 @@ A task takes a list of inputs (waveforms or log-mels, one tensor an utterance) a
 summed loss or the decoded ids, so that train.py and eval.py need not know the architecture.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from models.device import send
 from models.draw import Draw
 from models.dropout import set_fast_dropout
 from models.family import SpeechModel
+from models.search import GREEDY, Search
 from models.spec_augment import SpecAugment
 from models.training.graphed_models import GraphedCTC, GraphedSeq2Seq
 
@@ -61,6 +63,8 @@ class Task(Protocol):
 
     model: Any
     precision: str
+    search_options: frozenset[str]
+    """Names of the options of Search that have an effect here."""
 
     def prepare(self, source: Tensor) -> Tensor:
         """Do once what is the same in every step: return an input to use in place of ``source``."""
@@ -97,8 +101,8 @@ class Task(Protocol):
         """Return the loss of what the model gave, as ``loss`` does."""
         ...
 
-    def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
-        """Return the ids of the best hypothesis of each utterance; beam size 1 is greedy."""
+    def search(self, inputs: Sequence[Tensor], search: Search = GREEDY) -> list[list[int]]:
+        """Return the ids of the best hypothesis of each utterance."""
         ...
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
@@ -144,6 +148,8 @@ class CTCTask(_PrecisionMixin):
         fast: Whether batches are packed, dropout is fast and, on CUDA, training steps on features
             replay graphs.
     """
+
+    search_options = frozenset(inspect.signature(beam_decode).parameters)
 
     def __init__(
         self, model: SpeechModel, blank_id: int, precision: str = "fp32", fast: bool = True
@@ -191,13 +197,13 @@ class CTCTask(_PrecisionMixin):
         )
 
     @torch.inference_mode()
-    def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
+    def search(self, inputs: Sequence[Tensor], search: Search = GREEDY) -> list[list[int]]:
         """Return collapsed ids: the best path, or the best prefix of a beam search."""
         logits, num_frames = self._logits(inputs)
         log_probs = at_least_float32(logits).log_softmax(-1)
-        if beam_size == 1:
+        if search.is_greedy:
             return greedy_decode(log_probs, num_frames, self.blank_id)
-        return beam_decode(log_probs, num_frames, self.blank_id, beam_size)
+        return beam_decode(log_probs, num_frames, self.blank_id, **search.settings())
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
         """Say so where there are fewer frames than CTC needs for ``target``."""
@@ -245,8 +251,9 @@ class Seq2SeqTask(_PrecisionMixin):
     Args:
         model: A family's sequence-to-sequence model: its ``logits`` takes log-mels (B, M, F) and
             ids (B, L) and returns (B, L, V). Its parameters stay in float32.
-        generate: Takes log-mels (B, M, F) and a beam size; returns the new ids of each utterance,
-            without start ids and end.
+        generate: Takes log-mels (B, M, F) and the settings of a search by name; returns the new ids
+            of each utterance, without start ids and end.
+        search_options: Names of the settings that it takes.
         decoding: ``start_ids``, ``eos_id`` and ``max_tokens`` (of the whole sequence, start ids
             included).
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
@@ -259,7 +266,8 @@ class Seq2SeqTask(_PrecisionMixin):
     def __init__(
         self,
         model: SpeechModel,
-        generate: Callable[[Tensor, int], list[list[int]]],
+        generate: Callable[[Tensor, Mapping[str, Any]], list[list[int]]],
+        search_options: frozenset[str],
         decoding: Mapping[str, Any],
         precision: str = "fp32",
         fast: bool = True,
@@ -271,6 +279,7 @@ class Seq2SeqTask(_PrecisionMixin):
         self.spec_augment = spec_augment
         self.label_smoothing = label_smoothing
         self._generate = generate
+        self.search_options = search_options
         self._start_ids = list(decoding["start_ids"])
         self._eos_id = decoding["eos_id"]
         self._max_tokens = decoding["max_tokens"]
@@ -331,11 +340,11 @@ class Seq2SeqTask(_PrecisionMixin):
         )
 
     @torch.inference_mode()
-    def decode(self, inputs: Sequence[Tensor], beam_size: int = 1) -> list[list[int]]:
+    def search(self, inputs: Sequence[Tensor], search: Search = GREEDY) -> list[list[int]]:
         """Return new ids, without start ids and end."""
         log_mel = send(torch.stack(list(inputs)), self._device)
         with self._autocast():
-            return self._generate(log_mel, beam_size)
+            return self._generate(log_mel, search.settings())
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
         """Say so where the target is longer than the decoder's positions."""

@@ -30,7 +30,7 @@ class WhisperConfig:
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """What ``decode`` is to generate.
+    """What ``generate`` in models/whisper/decoding.py is to generate.
 
     Attributes:
         start_ids: Ids every text starts with, e.g. start-of-transcript and no-timestamps.

@@ -16,7 +16,7 @@ from models.whisper.model import Whisper
 _GPU_STEPS_PER_CHECK = 8  # Asking a GPU who has finished makes it wait for us.
 
 
-def decode(
+def generate(
     model: Whisper,
     log_mel: Tensor,
     options: DecodingOptions,
@@ -60,7 +60,7 @@ def decode(
         with torch.inference_mode():
             if graphs is not None and options.beam_size == 1:
                 cross = model.decoder.cross_keys_values(model.encode(log_mel))
-                ids = graphs.decode(model, cross, options)
+                ids = graphs.generate(model, cross, options)
             else:
                 search = _decode_greedily if options.beam_size == 1 else _decode_with_beams
                 fill = _fill_on_cpu if fast and log_mel.device.type == "cpu" else _fill

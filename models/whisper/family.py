@@ -1,7 +1,7 @@
 """The record of Whisper, and its presets."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from models.tokenizers import Tokenizer
 from models.training.tasks import Seq2SeqTask
 from models.whisper.config import DecodingOptions, WhisperConfig
 from models.whisper.ctranslate2 import load_ctranslate2
-from models.whisper.decoding import decode
+from models.whisper.decoding import generate
 from models.whisper.graphed_decoding import GreedyGraphs
 from models.whisper.hugging_face import HUGGING_FACE
 from models.whisper.model import PRUNE_SCOPES, Whisper
@@ -67,10 +67,12 @@ def _task(
     is_on_gpu = model.decoder.positions.device.type == "cuda"
     graphs = GreedyGraphs() if fast and is_on_gpu else None  # kept from one batch to the next
 
-    def generate(log_mel: Tensor, beam_size: int) -> list[list[int]]:
-        return decode(model, log_mel, replace(options, beam_size=beam_size), fast, graphs)
+    def search(log_mel: Tensor, settings: Mapping[str, Any]) -> list[list[int]]:
+        return generate(model, log_mel, replace(options, **settings), fast, graphs)
 
-    return Seq2SeqTask(model, generate, decoding, precision, fast, spec_augment, label_smoothing)
+    search_options = frozenset(each.name for each in fields(DecodingOptions))
+    regularisation = (spec_augment, label_smoothing)
+    return Seq2SeqTask(model, search, search_options, decoding, precision, fast, *regularisation)
 
 
 def _reset_vocabulary(model: Whisper, old: Tokenizer | None, new: Tokenizer) -> dict[str, Any]:

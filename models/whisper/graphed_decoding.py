@@ -31,7 +31,7 @@ class GreedyGraphs:
     def __init__(self) -> None:
         self._steps: dict[tuple[object, ...], _GreedyStep] = {}
 
-    def decode(
+    def generate(
         self, model: Whisper, cross: Sequence[KeysValues], options: DecodingOptions
     ) -> Tensor:
         """Take the best id in every step.
@@ -39,7 +39,7 @@ class GreedyGraphs:
         Args:
             model: In eval mode, where gradients are off.
             cross: Keys and values of the encoded audio for each decoder layer, (B, H, T, K) each.
-            options: As for ``models.whisper.decoding.decode``.
+            options: As for ``models.whisper.decoding.generate``.
 
         Returns:
             (B, max_ids) int64, rows meaningful up to eos_id.
@@ -53,7 +53,7 @@ class GreedyGraphs:
                 del self._steps[next(iter(self._steps))]
             self._steps[key] = _GreedyStep(model, options, [_padded(pair, rows) for pair in cross])
             self._steps[key].capture(cross)
-        return self._steps[key].decode(cross)
+        return self._steps[key].generate(cross)
 
 
 class _GreedyStep:
@@ -77,11 +77,11 @@ class _GreedyStep:
 
     def capture(self, cross: Sequence[KeysValues]) -> None:
         """Replay a captured step from now on, if it finds the ids of plain steps for ``cross``."""
-        plain = self.decode(cross, STEPS_PER_CHECK).clone()
+        plain = self.generate(cross, STEPS_PER_CHECK).clone()
         try:
             cuda_graphs.warm_up(self._begin_and_advance)
             self._step = cuda_graphs.capture(self._advance)
-            same = torch.equal(self.decode(cross, STEPS_PER_CHECK), plain)
+            same = torch.equal(self.generate(cross, STEPS_PER_CHECK), plain)
             problem = None if same else "a replay finds other ids than plain steps"
         except RuntimeError as error:
             problem = str(error).split("\n")[0]
@@ -89,7 +89,7 @@ class _GreedyStep:
             self._step = self._advance
             tqdm.write(f"no CUDA graph, decoding goes step by step: {problem}", file=sys.stderr)
 
-    def decode(self, cross: Sequence[KeysValues], most_steps: int | None = None) -> Tensor:
+    def generate(self, cross: Sequence[KeysValues], most_steps: int | None = None) -> Tensor:
         """Return the ids (B, max_ids) that follow the start ids of ``cross``'s utterances."""
         batch, most_tokens = len(cross[0][0]), self._options.max_tokens
         self._cache.refill(cross)
