@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from data.audio import SAMPLE_RATE
 from data.corpus import Corpus, Split
 from data.files import to_json, write_file, write_json
 from data.formats import FORMATS
@@ -66,6 +67,7 @@ class EvalOptions(Search):
         None,
     )
     corpus: str = option("format of --data; auto recognises it", "auto", ("auto", *FORMATS))
+    resample: bool = option("take recordings of any sample rate, resampled to 16 kHz", False)
     split: str = option(
         "which utterances: train, dev, test, full-test (all of TIMIT's TEST), or a part that the "
         "corpus has, as test-clean",
@@ -273,6 +275,8 @@ def protocol_line(scores: Scores, checkpoint: Checkpoint) -> str:
         context += f", at most {checkpoint.decoding['max_tokens']} tokens"
 
     utterances = scores.split.utterances
+    if rates := sorted({utterance.sample_rate for utterance in utterances} - {SAMPLE_RATE}):
+        context += f"; resampled to 16 kHz from {', '.join(map(str, rates))} Hz"
     speakers = len({utterance.speaker for utterance in utterances})
     return (
         f"{scores.metric.upper()} on {scores.split.described}: {len(utterances)} utterances, "
@@ -340,11 +344,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     search = Search.of(options)
     search.check(task.search_options, checkpoint.model.family)
 
-    corpus = Corpus(
-        resolve_data(options.data or checkpoint.run.get("data")),
-        options.corpus,
-        Wanted(labels={labels_of(checkpoint.tokenizer.kind)}),
-    )
+    corpus = find_corpus(options, checkpoint)
     split = corpus.read(options.split)
     check_inputs(split.utterances, checkpoint.frontend)
 
@@ -360,6 +360,17 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     if options.json:
         write_json(Path(options.json), report)
     return report
+
+
+def find_corpus(options: EvalOptions, checkpoint: Checkpoint) -> Corpus:
+    """Return the corpus to score on: as given, or as the checkpoint's run had it."""
+    assert checkpoint.tokenizer is not None
+    data, name, resample = options.data, options.corpus, options.resample
+    if data is None and (data := checkpoint.run.get("data")):
+        name = checkpoint.run.get("corpus", name)
+        resample = resample or checkpoint.run.get("resample", False)
+    wanted = Wanted(labels={labels_of(checkpoint.tokenizer.kind)}, resample=resample)
+    return Corpus(resolve_data(data), name, wanted)
 
 
 def describe_weights(checkpoint: Checkpoint, initial: Checkpoint) -> dict[str, Any]:

@@ -478,7 +478,8 @@ def initial_checkpoint(options: TrainOptions, data: TrainingData) -> Checkpoint:
     method = method_of(options)
     checkpoint.masks, checkpoint.training = {}, None
     checkpoint.run = {
-        **{k: getattr(options, k) for k in ("model", "target", "phones", "seed", "data")},
+        **{k: getattr(options, k) for k in ("model", "target", "phones", "seed")},
+        **{k: getattr(options, k) for k in ("data", "corpus", "resample")},
         "method": method,
         "sparsity": 0.0 if method == "dense" else options.sparsity,
         **choose_scope(family.prune_scopes, options),
@@ -523,7 +524,7 @@ def check_options(options: TrainOptions) -> TrainingData:
         find_teacher(options.teacher, out)
     problems = []
     try:
-        wanted = Wanted(labels={labels_of(options.target)})
+        wanted = Wanted(labels={labels_of(options.target)}, resample=options.resample)
         corpus = Corpus(resolve_data(options.data), options.corpus, wanted)
         data = load_corpus(corpus, options.subset)
     except ValueError as error:

@@ -1,13 +1,20 @@
-"""Read 16 kHz mono recordings, whatever their names say: NIST SPHERE or RIFF WAVE, 16-bit PCM."""
+"""Read mono recordings at 16 kHz, whatever their names say.
 
+NIST SPHERE and RIFF WAVE of 16-bit PCM are read here, FLAC, Ogg and MP3 through soundfile.
+"""
+
+import math
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from data import compressed
+from data.resample import resample as change_rate
 from data.sphere import MAGIC, SAMPLE_RATE, PcmLayout, read_sphere_layout
 
 _PCM, _EXTENSIBLE = 0x0001, 0xFFFE
@@ -21,51 +28,93 @@ _ENCODINGS = {
 }
 # What follows the format tag in the 16-byte subformat of WAVE_FORMAT_EXTENSIBLE
 _SUBFORMAT_TAIL = bytes.fromhex("000000001000800000aa00389b71")
+_ROUNDING_SECONDS = 0.02
 _REMEDY = "convert to 16 kHz 16-bit mono, e.g. `sox IN -r 16000 -b 16 -c 1 OUT.wav`"
 
 
-def read_audio(path: str | Path, start: int = 0, length: int | None = None) -> Tensor:
+class Span(NamedTuple):
+    """A recording or a part of it, as an utterance names it."""
+
+    path: Path
+    start: int  # first sample, at the recording's own rate
+    num_samples: int  # at 16 kHz
+    sample_rate: int  # the recording's own, in Hz
+
+
+def measure(
+    path: str | Path, resample: bool = False, begin: float = 0.0, end: float | None = None
+) -> Span:
+    """Measure a recording or a part of it by its header, checked against the file's size.
+
+    Args:
+        path: The recording.
+        resample: Whether another rate than 16 kHz will do.
+        begin: Where the part begins, in seconds.
+        end: Where it ends; without it the recording's end. It may lie beyond that by what rounding
+            explains.
+
+    Raises:
+        ValueError: As ``read_audio``.
+    """
+    path = Path(path)
+    recorded, sample_rate = _read_header(path, resample)
+    start = round(begin * sample_rate)
+    stop = recorded if end is None else round(end * sample_rate)
+    if recorded < stop <= recorded + _ROUNDING_SECONDS * sample_rate:
+        stop = recorded
+    if not 0 <= start < stop <= recorded:
+        raise ValueError(
+            f"{path}: {begin:g} s to {end if end is None else f'{end:g}'} s are no part of its "
+            f"{recorded / sample_rate:g} s: correct the times"
+        )
+    return Span(path, start, math.ceil((stop - start) * SAMPLE_RATE / sample_rate), sample_rate)
+
+
+def read_audio(
+    path: str | Path, start: int = 0, length: int | None = None, resample: bool = False
+) -> Tensor:
     """Read a recording, or a part of it.
 
     The format is taken from the file's first bytes, never from its extension: TIMIT's own ``.WAV``
     files are SPHERE, and redistributions hold RIFF under the same names.
 
     Args:
-        path: A SPHERE or RIFF WAVE file of 16-bit PCM, mono, 16 kHz.
-        start: First sample.
-        length: Number of samples; without it all that follow.
+        path: A mono SPHERE or RIFF WAVE file of 16-bit PCM, or FLAC, Ogg or MP3.
+        start: First sample, at the recording's own rate.
+        length: Number of samples at 16 kHz; without it all that follow.
+        resample: Whether another rate than 16 kHz will do.
 
     Returns:
-        (S,) float32 in [-1, 1): the samples over 32,768.
+        (S,) float32 in [-1, 1): for 16-bit PCM the samples over 32,768. Resampled ones may go
+        beyond.
 
     Raises:
-        ValueError: If the file is missing, empty, truncated, compressed, of another kind, or
-            shorter than what is asked for; one line that names the file, what was found and the
-            remedy.
+        ValueError: If the file is missing, empty, truncated, of another kind or rate, or shorter
+            than what is asked for; one line that names the file, what was found and the remedy.
     """
     path = Path(path)
-    with _open(path) as file:
-        layout = _read_layout(file, path)
-        length = layout.num_samples - start if length is None else length
-        if not 0 <= start <= start + length <= layout.num_samples:
-            raise ValueError(
-                f"{path}: samples {start} to {start + length} are asked for, and there are "
-                f"{layout.num_samples}: correct the times of the utterance"
-            )
-        file.seek(layout.offset + 2 * start)
-        samples = np.frombuffer(file.read(2 * length), dtype=layout.dtype)
-    return torch.from_numpy(samples.astype(np.float32) / np.float32(32768))
+    recorded, sample_rate = _read_header(path, resample)
+    count = recorded - start
+    if length is not None:
+        count = length * sample_rate // SAMPLE_RATE
+        if sample_rate != SAMPLE_RATE:
+            count = min(count, recorded - start)  # it may be up to what makes one sample too large
+    if not 0 <= start <= start + count <= recorded:
+        raise ValueError(
+            f"{path}: samples {start} to {start + count} are asked for, and there are {recorded}: "
+            "correct the times of the utterance"
+        )
+    waveform = torch.from_numpy(_read_samples(path, start, count))
+    return change_rate(waveform, sample_rate, SAMPLE_RATE)[:length]
 
 
 def num_samples(path: str | Path) -> int:
-    """Return a recording's length in samples from its header, checked against the file's size.
+    """Return the length of a recording at 16 kHz in samples.
 
     Raises:
         ValueError: As ``read_audio``.
     """
-    path = Path(path)
-    with _open(path) as file:
-        return _read_layout(file, path).num_samples
+    return measure(path).num_samples
 
 
 def is_sphere(path: str | Path) -> bool:
@@ -100,8 +149,37 @@ def _open(path: Path) -> BinaryIO:
         ) from None
 
 
+def _read_header(path: Path, resample: bool) -> tuple[int, int]:
+    """Return a recording's number of samples and its rate, which must fit if it stays."""
+    with _open(path) as file:
+        if kind := compressed.kind_of(file.read(len(MAGIC))):
+            recorded, sample_rate = compressed.read_header(path, kind)
+        else:
+            layout = _read_layout(file, path)
+            recorded, sample_rate = layout.num_samples, layout.sample_rate
+    if recorded == 0:
+        raise ValueError(f"{path}: no samples: restore the file or leave the utterance out")
+    if sample_rate != SAMPLE_RATE and not resample:
+        raise ValueError(
+            f"{path}: {sample_rate} Hz, wanted {SAMPLE_RATE}: give --resample, or {_REMEDY}"
+        )
+    return recorded, sample_rate
+
+
+def _read_samples(path: Path, start: int, count: int) -> NDArray[np.float32]:
+    """Read samples, which are there."""
+    with _open(path) as file:
+        if kind := compressed.kind_of(file.read(len(MAGIC))):
+            return compressed.read_samples(path, kind, start, count)
+        layout = _read_layout(file, path)
+        file.seek(layout.offset + 2 * start)
+        samples = np.frombuffer(file.read(2 * count), dtype=layout.dtype)
+    return samples.astype(np.float32) / np.float32(32768)
+
+
 def _read_layout(file: BinaryIO, path: Path) -> PcmLayout:
     """Find the samples, and check that all of them are there."""
+    file.seek(0)
     magic = file.read(len(MAGIC))
     if magic == MAGIC:
         layout = read_sphere_layout(file, path)
@@ -109,9 +187,9 @@ def _read_layout(file: BinaryIO, path: Path) -> PcmLayout:
         layout = _read_riff_layout(file, path)
     else:
         found = f"begins {magic!r}" if magic else "is empty"
-        raise ValueError(f"{path} {found}, wanted NIST SPHERE (NIST_1A) or RIFF WAVE: {_REMEDY}")
-    if layout.num_samples == 0:
-        raise ValueError(f"{path}: no samples: restore the file or leave the utterance out")
+        raise ValueError(
+            f"{path} {found}, wanted NIST SPHERE (NIST_1A), RIFF WAVE, FLAC, Ogg or MP3: {_REMEDY}"
+        )
     present = (file.seek(0, 2) - layout.offset) // 2
     if present < layout.num_samples:
         raise ValueError(
@@ -137,14 +215,14 @@ def _read_riff_layout(file: BinaryIO, path: Path) -> PcmLayout:
     if format_chunk is None or data is None:
         missing = "fmt" if format_chunk is None else "data"
         raise ValueError(f"{path}: RIFF WAVE without a {missing} chunk: restore the file")
-    _check_format(format_chunk, path)
+    sample_rate = _check_format(format_chunk, path)
     if data[1] % 2:
         raise ValueError(f"{path}: {data[1]} bytes are no whole 16-bit samples: restore the file")
-    return PcmLayout(data[0], data[1] // 2, "<i2")
+    return PcmLayout(data[0], data[1] // 2, "<i2", sample_rate)
 
 
-def _check_format(chunk: bytes, path: Path) -> None:
-    """Refuse every WAVE format but 16 kHz 16-bit mono PCM, by name."""
+def _check_format(chunk: bytes, path: Path) -> int:
+    """Refuse every WAVE format but 16-bit mono PCM, by name; return the sample rate."""
     if len(chunk) < 16:
         raise ValueError(f"{path}: the fmt chunk has {len(chunk)} bytes of 16: restore the file")
     tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", chunk)
@@ -153,10 +231,9 @@ def _check_format(chunk: bytes, path: Path) -> None:
     if tag != _PCM:
         encoding = _ENCODINGS.get(tag, f"format {tag:#06x}")
         raise ValueError(f"{path}: {encoding} samples, wanted 16-bit PCM: {_REMEDY}")
-    for value, wanted, what in (
-        (bits, 16, "bits a sample"),
-        (channels, 1, "channels"),
-        (rate, SAMPLE_RATE, "Hz"),
-    ):
+    for value, wanted, what in ((bits, 16, "bits a sample"), (channels, 1, "channels")):
         if value != wanted:
             raise ValueError(f"{path}: {value} {what}, wanted {wanted}: {_REMEDY}")
+    if rate == 0:
+        raise ValueError(f"{path}: a sample rate of 0 Hz: restore the file")
+    return int(rate)

@@ -53,7 +53,7 @@ class Waveform:
 
     def read(self, utterance: Utterance) -> Tensor:
         """Return (S,)."""
-        waveform = read_audio(utterance.path, utterance.start, utterance.num_samples)
+        waveform = _read_waveform(utterance)
         return normalize_waveform(waveform) if self.normalize else waveform
 
     def padded_seconds(self, utterance: Utterance) -> float:
@@ -85,7 +85,7 @@ class LogMel:
 
     def read(self, utterance: Utterance) -> Tensor:
         """Return (M, F)."""
-        waveform = read_audio(utterance.path, utterance.start, utterance.num_samples)
+        waveform = _read_waveform(utterance)
         self.check([utterance])
         return log_mel(waveform, num_mels=self.num_mels, seconds=self.padded_seconds(utterance))
 
@@ -139,3 +139,9 @@ def check_context(utterances: Sequence[Utterance], audio_ctx: AudioContext) -> N
         f"{longest.utt_id} ({longest.path}) lasts {longest.seconds:.2f} s and is longer than the "
         f"model's audio context of {limit:g} s{others}: {remedy}"
     )
+
+
+def _read_waveform(utterance: Utterance) -> Tensor:
+    """Return (S,) at 16 kHz."""
+    is_resampled = utterance.sample_rate != SAMPLE_RATE
+    return read_audio(utterance.path, utterance.start, utterance.num_samples, is_resampled)

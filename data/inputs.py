@@ -38,6 +38,7 @@ class DataOptions:
 
     data: str | None = option("corpus, or demo; without it $TIMIT_ROOT, then data/TIMIT", None)
     corpus: str = option("format of --data; auto recognises it", "auto", ("auto", *FORMATS))
+    resample: bool = option("take recordings of any sample rate, resampled to 16 kHz", False)
     subset: str | None = option(
         "part of train: sex=f, dialect=1+2, minutes=10, or several joined by commas", None
     )

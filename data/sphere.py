@@ -28,10 +28,11 @@ class PcmLayout(NamedTuple):
     offset: int  # bytes from the start of the file
     num_samples: int
     dtype: str  # "<i2" or ">i2"
+    sample_rate: int = SAMPLE_RATE
 
 
 def read_sphere_layout(file: BinaryIO, path: Path) -> PcmLayout:
-    """Read the header of an open SPHERE file and check that it is 16 kHz 16-bit mono PCM.
+    """Read the header of an open SPHERE file and check that it is 16-bit mono PCM.
 
     Args:
         file: The file, positioned anywhere; left after the header.
@@ -47,12 +48,15 @@ def read_sphere_layout(file: BinaryIO, path: Path) -> PcmLayout:
             f"{path}: SPHERE coding {coding!r} is not supported, only pcm: "
             "convert it, e.g. `sph2pipe -f wav IN OUT` or `sox IN -e signed -b 16 OUT.wav`"
         )
-    for name, wanted in (("channel_count", 1), ("sample_rate", SAMPLE_RATE), ("sample_n_bytes", 2)):
+    for name, wanted in (("channel_count", 1), ("sample_n_bytes", 2)):
         if fields.get(name) != wanted:
             raise ValueError(
                 f"{path}: SPHERE {name} is {fields.get(name, 'missing')}, wanted {wanted}: "
                 "convert to 16 kHz 16-bit mono, e.g. `sox IN -r 16000 -b 16 -c 1 OUT.wav`"
             )
+    sample_rate = fields.get("sample_rate")
+    if not isinstance(sample_rate, int) or sample_rate <= 0:
+        raise ValueError(f"{path}: SPHERE sample_rate is missing or no rate: restore the file")
     num_samples = fields.get("sample_count")
     if not isinstance(num_samples, int) or num_samples < 0:
         raise ValueError(f"{path}: SPHERE sample_count is missing or no count: restore the file")
@@ -62,7 +66,8 @@ def read_sphere_layout(file: BinaryIO, path: Path) -> PcmLayout:
             f"{path}: SPHERE sample_byte_format is {byte_order or 'missing'}, wanted 01 (little "
             "endian) or 10 (big endian): restore the file"
         )
-    return PcmLayout(offset, num_samples, "<i2" if byte_order == "01" else ">i2")
+    dtype = "<i2" if byte_order == "01" else ">i2"
+    return PcmLayout(offset, num_samples, dtype, sample_rate)
 
 
 def _read_fields(file: BinaryIO, path: Path) -> tuple[int, dict[str, int | float | str]]:

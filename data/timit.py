@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.audio import is_sphere, num_samples
+from data.audio import is_sphere, measure
 from data.phones import PHONES_61, fold_phones
 from data.timit_speakers import CORE_TEST_SPEAKERS, DEV_SPEAKERS
 from data.utterance import PHONES, TEXT, CorpusFormat, Phone, Utterance, Wanted
@@ -292,7 +292,7 @@ def _read_utterance(recording: _Recording, is_timit: bool, wanted: Wanted) -> Ut
                 "restore the file"
             )
 
-    length = num_samples(path)
+    span = measure(path, wanted.resample)
     words = _read_segments(labels["wrd"]) if "wrd" in labels else []
     return Utterance(
         utt_id=f"{recording.speaker}_{recording.sentence}",
@@ -300,11 +300,10 @@ def _read_utterance(recording: _Recording, is_timit: bool, wanted: Wanted) -> Ut
         sex=recording.speaker[0],
         dialect=int(path.parent.parent.name[2:]),
         sentence=recording.sentence,
-        path=path,
-        num_samples=length,
+        **span._asdict(),
         text=_read_sentence(labels["txt"]) if "txt" in labels else "",
         words=tuple(label for _, _, label in words),
-        phones=_read_phones(labels["phn"], length) if "phn" in labels else (),
+        phones=_read_phones(labels["phn"], span.num_samples) if "phn" in labels else (),
         is_timit=is_timit,
     )
 

@@ -29,8 +29,9 @@ class Utterance:
     Attributes:
         utt_id: Its name, of which a corpus has no second; without white space.
         path: The recording.
-        num_samples: Length in samples.
+        num_samples: Length in samples at 16 kHz.
         start: Sample of the recording at which the utterance begins.
+        sample_rate: Of the recording, in Hz; what is not 16 kHz is resampled when it is read.
         speaker: Who speaks; empty where the corpus does not say.
         text: The words as they are written; empty where there are none.
         phones: Of one of TIMIT's sets; empty where there are none.
@@ -45,6 +46,7 @@ class Utterance:
     path: Path
     num_samples: int
     start: int = 0
+    sample_rate: int = SAMPLE_RATE
     speaker: str = ""
     text: str = ""
     phones: tuple[Phone, ...] = ()
@@ -71,9 +73,11 @@ class Wanted:
     Attributes:
         labels: The labels, "phones" or "text" or both, that every utterance must have. Others are
             read where they are there.
+        resample: Whether recordings of other rates than 16 kHz will do.
     """
 
     labels: Set[str] = LABELS
+    resample: bool = False
 
 
 class CorpusFormat:

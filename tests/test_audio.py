@@ -2,17 +2,20 @@
 
 import io
 import struct
+import sys
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from data.audio import normalize_waveform, num_samples, read_audio
+from data.audio import measure, normalize_waveform, num_samples, read_audio
+from data.resample import resample
 from data.sphere import write_sphere
 
 SAMPLES = np.array([0, 1, -1, 32767, -32768, 300], dtype=np.int16)
@@ -147,7 +150,10 @@ REFUSED = {
         "shorten.*sph2pipe",
     ),
     "ulaw": (sphere_bytes(RAW, sample_coding="-s4 ulaw"), "ulaw.*only pcm"),
-    "sphere rate": (sphere_bytes(RAW, sample_rate="-i 8000"), "8000, wanted 16000"),
+    "sphere rate": (
+        sphere_bytes(RAW, sample_rate="-i 8000"),
+        "8000 Hz, wanted 16000: give --resample",
+    ),
     "sphere stereo": (sphere_bytes(RAW, channel_count="-i 2"), "channel_count is 2, wanted 1"),
     "sphere 8 bit": (sphere_bytes(RAW, sample_n_bytes="-i 1"), "sample_n_bytes is 1, wanted 2"),
     "sphere no rate": (sphere_bytes(RAW, sample_rate=None), "sample_rate is missing"),
@@ -179,7 +185,10 @@ REFUSED = {
     "riff no data": (riff_bytes(format_chunk()), "without a data"),
     "riff short fmt": (riff_bytes(chunk(b"fmt ", b"1234"), DATA), "4 bytes of 16"),
     "riff avi": (b"RIFF\0\0\0\0AVI ", "not WAVE"),
-    "flac": (b"fLaC" + bytes(50), "begins b'fLaC.*NIST_1A"),
+    "flac": (b"fLaC" + bytes(50), "FLAC that cannot be decoded"),
+    "mp3": (b"ID3" + bytes(50), "MP3 that cannot be decoded"),
+    "riff no rate": (riff_bytes(format_chunk(rate=0), DATA), "a sample rate of 0 Hz"),
+    "m4a": (b"\0\0\0\x20ftypM4A", "begins b'.*NIST_1A"),
     "no bytes": (b"", "is empty, wanted NIST"),
 }
 
@@ -194,6 +203,98 @@ def test_read_audio_of_a_bad_file_names_file_and_fault_in_one_line(
             read(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def _tone(num_samples: int, rate: int) -> np.ndarray:
+    return np.round(9000 * np.sin(2 * np.pi * 440 * np.arange(num_samples) / rate)).astype(np.int16)
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
+def test_read_audio_takes_compressed_recordings(tmp_path: Path, kind: str) -> None:
+    samples = _tone(16000, 16000)
+    path = tmp_path / "a.wav"  # the name says nothing
+    soundfile.write(path, samples, 16000, format=kind)
+    expected = torch.tensor(samples.astype(np.float32) / 32768)
+    assert measure(path) == (path, 0, 16000, 16000)
+    tolerance = 0.0 if kind == "FLAC" else 0.02  # of 0.27; observed 0.009 and 0.010
+    assert (read_audio(path) - expected).abs().max() <= tolerance
+    part = read_audio(path, 4000, 1000)
+    assert (part - expected[4000:5000]).abs().max() <= tolerance
+
+
+def test_compressed_recordings_without_soundfile_ask_for_it_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, _tone(100, 16000), 16000)
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(
+        ValueError, match=r'a.flac is FLAC, which needs soundfile: pip install -e ".'
+    ):
+        read_audio(path)
+
+
+def test_stereo_and_cut_flac_are_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "two.flac", np.stack([_tone(100, 16000)] * 2, 1), 16000)
+    with pytest.raises(ValueError, match="two.flac: 2 channels, wanted 1"):
+        measure(tmp_path / "two.flac")
+    noise = np.random.default_rng(0).integers(-30000, 30000, 40000).astype(np.int16)
+    soundfile.write(tmp_path / "cut.flac", noise, 16000)
+    content = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="cut.flac: (FLAC that cannot be decoded|truncated)"):
+        read_audio(tmp_path / "cut.flac")
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 11025])
+def test_resample_equals_torchaudio(rate: int) -> None:
+    import torchaudio
+
+    waveform = torch.randn(5001, dtype=torch.float64)
+    theirs = torchaudio.functional.resample(waveform, rate, 16000)
+    ours = resample(waveform, rate, 16000)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < 1e-10  # observed 9e-16
+
+
+def test_resample_keeps_a_tone() -> None:
+    waveform = torch.tensor(_tone(48000, 48000) / 32768)
+    expected = torch.tensor(_tone(16000, 16000) / 32768)
+    difference = (resample(waveform, 48000, 16000) - expected)[50:-50]  # ends have no neighbours
+    assert difference.abs().max() < 3e-4  # of 0.27; observed 7e-5
+
+
+@given(
+    rate=st.sampled_from([8000, 11025, 22050, 44100, 48000]),
+    begin=st.integers(0, 50),
+    length=st.integers(1, 50),
+)
+def test_a_measured_part_of_any_rate_is_read_whole(
+    tmp_path_factory: pytest.TempPathFactory, rate: int, begin: int, length: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"{rate}.wav"
+    if not path.exists():
+        soundfile.write(path, _tone(rate // 10, rate), rate)
+    span = measure(path, True, begin / 1000, (begin + length) / 1000)
+    waveform = read_audio(path, span.start, span.num_samples, resample=True)
+    assert len(waveform) == span.num_samples
+    assert abs(span.num_samples - 16 * length) <= 2
+
+
+def test_measure_allows_what_rounding_explains_and_no_more(tmp_path: Path) -> None:
+    write_sphere(tmp_path / "a.wav", _tone(16000, 16000))
+    assert measure(tmp_path / "a.wav", end=1.01).num_samples == 16000
+    assert measure(tmp_path / "a.wav", begin=0.25, end=0.5)[1:3] == (4000, 4000)
+    for begin, end in ((0.0, 1.1), (1.0, None), (0.5, 0.5), (-0.1, 0.5)):
+        with pytest.raises(ValueError, match="are no part of its 1 s: correct the times"):
+            measure(tmp_path / "a.wav", begin=begin, end=end)
+
+
+def test_read_audio_beyond_the_end_is_refused(tmp_path: Path) -> None:
+    write_sphere(tmp_path / "a.wav", SAMPLES)
+    assert torch.equal(read_audio(tmp_path / "a.wav", 2, 3), EXPECTED[2:5])
+    with pytest.raises(ValueError, match="samples 4 to 7 are asked for, and there are 6"):
+        read_audio(tmp_path / "a.wav", 4, 3)
 
 
 @given(content=st.binary(max_size=200), magic=st.sampled_from([b"NIST_1A\n   1024\n", b"RIFF"]))
