@@ -113,7 +113,7 @@ class Scores:
 
     Attributes:
         rates: By their names in METRICS, the one that decides which checkpoint is best first.
-        intervals: 95 % bootstrap interval by speaker of each rate.
+        intervals: 95 % bootstrap interval of each rate, see :func:`drawn_units`.
         split: What was scored; its utterances are in the order of the token lists.
         references: Tokens of the rate that decides.
         hypotheses: Tokens of the rate that decides.
@@ -233,13 +233,24 @@ def score(
     }
     rates = {name: error_rate(*sides) for name, sides in tokens.items()}
 
-    speakers = [utterance.speaker for utterance in utterances]
+    _, drawn = drawn_units(utterances)
     intervals = {
-        name: bootstrap_interval(rate.utterance_edits, rate.utterance_tokens, speakers)
+        name: bootstrap_interval(rate.utterance_edits, rate.utterance_tokens, drawn)
         for name, rate in rates.items()
     }
     references, hypotheses = next(iter(tokens.values()))
     return Scores(rates, intervals, split, references, hypotheses, decoding, wall_seconds)
+
+
+def drawn_units(utterances: Sequence[Utterance]) -> tuple[str, list[str]]:
+    """Return what the bootstrap draws, and the name of each utterance's.
+
+    Speakers, because utterances of one err alike; utterances, where the corpus does not say who
+    speaks.
+    """
+    if all(utterance.speaker for utterance in utterances):
+        return "speakers", [utterance.speaker for utterance in utterances]
+    return "utterances", [utterance.utt_id for utterance in utterances]
 
 
 def _tokens(metric: Metric, texts: Sequence[str], decoding: Decoding) -> list[list[str]]:
@@ -277,12 +288,13 @@ def protocol_line(scores: Scores, checkpoint: Checkpoint) -> str:
     utterances = scores.split.utterances
     if rates := sorted({utterance.sample_rate for utterance in utterances} - {SAMPLE_RATE}):
         context += f"; resampled to 16 kHz from {', '.join(map(str, rates))} Hz"
-    speakers = len({utterance.speaker for utterance in utterances})
+    unit, drawn = drawn_units(utterances)
+    speakers = f"{len(set(drawn))} speakers" if unit == "speakers" else "unknown speakers"
     return (
         f"{scores.metric.upper()} on {scores.split.described}: {len(utterances)} utterances, "
-        f"{speakers} speakers, {scores.rates[scores.metric].reference_tokens} reference tokens; "
+        f"{speakers}, {scores.rates[scores.metric].reference_tokens} reference tokens; "
         f"{units}; {tokenizer.kind} targets; {decoding.search.describe()}, no language model; "
-        f"{context}; 95 % interval by bootstrap over speakers"
+        f"{context}; 95 % interval by bootstrap over {unit}"
     )
 
 
@@ -392,7 +404,7 @@ def write_alignments(path: Path, scores: Scores) -> None:
     lines = [
         {
             "utt_id": utterance.utt_id,
-            "speaker": utterance.speaker,
+            "speaker": utterance.speaker or utterance.utt_id,  # what the report draws
             "reference": reference,
             "hypothesis": hypothesis,
             "operations": operations(reference, hypothesis),

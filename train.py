@@ -125,8 +125,7 @@ class Run:
     train: list[Utterance]
     inputs: Sequence[Tensor]
     targets: list[list[int]]
-    corpus: Corpus
-    dev: Split
+    data: TrainingData
     dev_inputs: Sequence[Tensor]
     world: World
     log: EventLog
@@ -356,7 +355,7 @@ def log_step(run: Run, losses: Tensor, grad_norm: Tensor, reprune: Reprune | Non
 def score_and_save(run: Run) -> None:
     """Score the re-pruned model on dev and save it; the weights in training stay as they are."""
     with run.schedule.pruned(run.params) as snapshot:
-        scores = score_run(run, run.dev, run.dev_inputs)
+        scores = score_run(run, run.data.dev, run.dev_inputs)
         improved = scores.rate < run.best
         run.best = min(run.best, scores.rate)
         rates = {name: rate.rate for name, rate in scores.rates.items()}
@@ -443,8 +442,7 @@ def build_run(
         train=train,
         inputs=read_inputs(task, checkpoint, train, options, out),
         targets=targets,
-        corpus=data.corpus,
-        dev=data.dev,
+        data=data,
         dev_inputs=read_inputs(task, checkpoint, data.dev.utterances, options, out),
         world=world,
         log=EventLog(out / "metrics.jsonl", at, world.writes),
@@ -526,7 +524,7 @@ def check_options(options: TrainOptions) -> TrainingData:
     try:
         wanted = Wanted(labels={labels_of(options.target)}, resample=options.resample)
         corpus = Corpus(resolve_data(options.data), options.corpus, wanted)
-        data = load_corpus(corpus, options.subset)
+        data = load_corpus(corpus, options.subset, options.splits)
     except ValueError as error:
         problems.append(str(error))
     try:
@@ -582,7 +580,7 @@ def final_report(run: Run) -> dict[str, Any]:
     device = next(run.checkpoint.model.parameters()).device
     best = load_checkpoint(run.out / "best.pt", device=device)
     run.checkpoint.model.load_state_dict(best.model.state_dict())
-    test = score_run(run, run.corpus.read("test"))
+    test = score_run(run, run.data.test)
     if run.world.writes:
         write_alignments(run.out / "test.jsonl", test)
     initial = load_checkpoint(run.out / "initial.pt")
@@ -590,7 +588,7 @@ def final_report(run: Run) -> dict[str, Any]:
     return (
         results(test, best)
         | {
-            "dev": results(score_run(run, run.dev, run.dev_inputs), best),
+            "dev": results(score_run(run, run.data.dev, run.dev_inputs), best),
             "best_step": best.run["step"],
             "skipped_steps": run.optimizer.check(),
             "pruning": {each.name: options[each.name] for each in fields(PruneOptions)}

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from tqdm import tqdm
@@ -74,34 +75,41 @@ class Corpus:
         return self._list(split)[0]
 
     def longest_of_test(self) -> Utterance:
-        """Return the longest utterance that the model may be scored on."""
-        return max(
-            self.utterances(self.format.whole_test), key=lambda utterance: utterance.num_samples
-        )
+        """Return the longest utterance of the test part: of TIMIT's whole TEST, not of its core."""
+        test = self.utterances(self.format.whole_test)
+        return max(test, key=lambda utterance: utterance.num_samples)
 
     def _list(self, split: str) -> tuple[list[Utterance], str]:
         """Return the utterances of a split, and the rule by which it was drawn, or nothing."""
         is_drawn = split in self._missing
-        loses_to_drawn = split == "train" and bool(self._missing)
-        names = parts_of("train", self._parts) or [""]
-        if not is_drawn and not loses_to_drawn:
-            names = parts_of(split, self._parts)
+        source = parts_of("train", self._parts) or [""]
+        names = source if is_drawn else parts_of(split, self._parts)
         if not names:
             known = [part for part in [*self._parts, *self._missing] if part]
             raise ValueError(f"{self.root} has no split {split!r}: choose {', '.join(known)}")
 
         utterances = [each for name in names for each in self._part(name)]
         rule = ""
-        if is_drawn or loses_to_drawn:
+        if self._missing and split != "all" and set(names) <= set(source):
             held_out = [name for name in self._missing if name != "train"]
-            draw = draw_splits(utterances, held_out)
-            utterances = [each for each in utterances if draw.split_of[each.utt_id] == split]
-            rule = draw.rule if is_drawn and split != "train" else ""
+            everything = [each for name in source for each in self._part(name)]
+            draw = draw_splits(everything, held_out)
+            wanted = split if is_drawn else "train"  # a part of train loses what is held out
+            utterances = [each for each in utterances if draw.split_of[each.utt_id] == wanted]
+            rule = draw.rule if split in held_out else ""
         return _checked(utterances, f"{self.root}: split {split!r}"), rule
 
     def _part(self, name: str) -> list[Utterance]:
+        """Read a part, unless it has been read, and check that no wanted label is missing."""
         if name not in self._read:
-            self._read[name] = self.format.read(self.root, name, self._wanted)
+            utterances = self.format.read(self.root, name, self._wanted)
+            for label, utterance in product(sorted(self._wanted.labels), utterances):
+                if not utterance.label(label):
+                    raise ValueError(
+                        f"{self.root}: no {label} for {utterance.utt_id}: give another --target, "
+                        "or another corpus"
+                    )
+            self._read[name] = utterances
         return self._read[name]
 
 
@@ -126,12 +134,14 @@ class TrainingData:
         corpus: Where it comes from.
         train: Train, or a subset of it.
         dev: All of dev.
-        longest: The longest utterance of train (all of it) and dev.
+        test: What it is scored on at its end.
+        longest: The longest utterance of train (all of it), dev and test; of TIMIT's whole TEST.
     """
 
     corpus: Corpus
     train: Split
     dev: Split
+    test: Split
     longest: Utterance
 
     def audio_context(self, audio_ctx: str) -> AudioContext:
@@ -140,37 +150,50 @@ class TrainingData:
         Raises:
             ValueError: As `read_context`, or if an utterance of train, dev or test does not fit.
         """
-        test = self.corpus.utterances("test")
-        longest = max(self.longest.seconds, self.corpus.longest_of_test().seconds)
-        context = read_context(audio_ctx, longest)
-        check_context([*self.train.utterances, *self.dev.utterances, *test], context)
+        context = read_context(audio_ctx, self.longest.seconds)
+        for split in (self.train, self.dev, self.test):
+            check_context(split.utterances, context)
         return context
 
 
-def load_corpus(corpus: Corpus, subset: str | None) -> TrainingData:
-    """Read train, or a subset of it, and dev.
+def load_corpus(
+    corpus: Corpus, subset: str | None = None, splits: str = "train,dev,test"
+) -> TrainingData:
+    """Read what to train on, or a subset of it, what to choose the best weights by, and the test.
+
+    Args:
+        corpus: Where from.
+        subset: As for ``select_subset``.
+        splits: Names of the three splits, joined by commas.
 
     Raises:
-        ValueError: As ``Corpus.read`` and ``select_subset``.
+        ValueError: As ``Corpus.read`` and ``select_subset``, or if there are not three names.
     """
-    train, dev = corpus.read("train"), corpus.read("dev")
-    longest = max([*train.utterances, *dev.utterances], key=lambda each: each.num_samples)
+    names = [name.strip() for name in splits.split(",")]
+    if len(set(names)) != 3:
+        raise ValueError(f"--splits {splits} are not three: give train,dev,test or other names")
+    train, dev, test = (corpus.read(name) for name in names)
+    everything = [*train.utterances, *dev.utterances, *test.utterances]
+    if test.name == "test":
+        everything.append(corpus.longest_of_test())
+    longest = max(everything, key=lambda utterance: utterance.num_samples)
+
     if subset:
         chosen = select_subset(train.utterances, subset)
         train = Split(train.name, chosen, f"{train.described}, subset {subset}")
-    return TrainingData(corpus, train, dev, longest)
+    return TrainingData(corpus, train, dev, test, longest)
 
 
 def write_manifest(splits: Sequence[Split], root: Path, path: str | Path) -> None:
     """Write a tab-separated list of utterances, to tell later which data a number came from.
 
     Columns: utt_id, speaker, sex, dialect, path (in the corpus), num_samples, seconds, phones39 (as
-    scored), text, labels_sha256 (over phones with times, words and text), start (sample of the
+    scored), text, labels_sha256 (over phones with times, words and text), first_sample (of the
     recording), split, and described (with the rule by which the split was drawn, if it was).
     """
     lines = [
-        "utt_id speaker sex dialect path num_samples seconds phones39 text labels_sha256 start "
-        "split described".split()
+        "utt_id speaker sex dialect path num_samples seconds phones39 text labels_sha256 "
+        "first_sample split described".split()
     ]
     for split in splits:
         for item in split.utterances:

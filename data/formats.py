@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
+from data.kaldi import KaldiFormat
+from data.librispeech import LibriSpeechFormat
+from data.manifest import ManifestFormat
 from data.timit import TimitFormat
 from data.utterance import CorpusFormat
 
-FORMATS: dict[str, CorpusFormat] = {
-    "timit": TimitFormat(),
+FORMATS: dict[str, type[CorpusFormat]] = {
+    "manifest": ManifestFormat,
+    "kaldi": KaldiFormat,
+    "librispeech": LibriSpeechFormat,
+    "timit": TimitFormat,
 }
 
 REMEDY = (
@@ -27,7 +33,7 @@ def find_corpus(data: str | Path, name: str = "auto") -> tuple[CorpusFormat, Pat
     """
     if name != "auto" and name not in FORMATS:
         raise ValueError(f"--corpus {name} is unknown: choose auto, {', '.join(FORMATS)}")
-    formats = FORMATS if name == "auto" else {name: FORMATS[name]}
+    formats = {key: cls() for key, cls in FORMATS.items() if name in ("auto", key)}
     path = Path(data)
     if not path.exists():
         raise ValueError(f"no corpus at {path}, which does not exist: {REMEDY}")

@@ -39,8 +39,15 @@ class DataOptions:
     data: str | None = option("corpus, or demo; without it $TIMIT_ROOT, then data/TIMIT", None)
     corpus: str = option("format of --data; auto recognises it", "auto", ("auto", *FORMATS))
     resample: bool = option("take recordings of any sample rate, resampled to 16 kHz", False)
+    splits: str = option(
+        "what to train on, to choose the best weights by, and to report, joined by commas; names "
+        "of parts that the corpus has will do, as train-clean-100,dev-clean,test-clean",
+        "train,dev,test",
+    )
     subset: str | None = option(
-        "part of train: sex=f, dialect=1+2, minutes=10, or several joined by commas", None
+        "part of train: sex=f, dialect=1+2, minutes=10, a file that lists utterances, or several "
+        "joined by commas",
+        None,
     )
     target: str = option("what to recognise", "phone", choices=("phone", "char", "text", "subword"))
     phones: int = option("phone set to train on; scores are on 39", 39, choices=tuple(PHONE_SETS))

@@ -124,6 +124,25 @@ def fold_phones(phones: Sequence[str], num_phones: int = 39) -> list[str]:
     return folded
 
 
+def check_phones(phones: Sequence[str], where: str) -> Sequence[str]:
+    """Return ``phones`` if each is a symbol of the 61, 48 or 39 set.
+
+    Args:
+        phones: Symbols.
+        where: File and line, named in the error.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for phone in phones:
+        if phone not in _TO_39:
+            raise ValueError(
+                f"{where}: unknown phone {phone!r}, not one of TIMIT's 61 or of their 48 and 39 "
+                "folds: correct it"
+            )
+    return phones
+
+
 def merge_silence(phones: Sequence[str]) -> list[str]:
     """Collapse each run of ``sil`` to one, as SpeechBrain scores; Kaldi keeps every ``sil``."""
     return [

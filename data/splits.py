@@ -23,14 +23,14 @@ class Draw(NamedTuple):
 def parts_of(split: str, parts: Sequence[str]) -> list[str]:
     """Return the parts that make up a split.
 
-    That is the part of its name, else all whose names begin with its name and a hyphen; the part
-    without a name is "all".
+    That is the part of its name, else all whose names begin with its name and a hyphen or an
+    underscore; the part without a name is "all".
     """
     if split in parts:
         return [split]
     if split == "all" and "" in parts:
         return [""]
-    return [part for part in parts if part.startswith(f"{split}-")]
+    return [part for part in parts if part.startswith((f"{split}-", f"{split}_"))]
 
 
 def missing_splits(parts: Sequence[str]) -> list[str]:

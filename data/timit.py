@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.audio import is_sphere, measure
+from data.folders import read_text, subfolders
 from data.phones import PHONES_61, fold_phones
 from data.timit_speakers import CORE_TEST_SPEAKERS, DEV_SPEAKERS
 from data.utterance import PHONES, TEXT, CorpusFormat, Phone, Utterance, Wanted
@@ -204,31 +205,21 @@ def _find_corpus(root: Path) -> Path | None:
     """
     level = [root] if root.is_dir() else []
     for _ in range(_SEARCH_DEPTH + 1):
-        found = [folder for folder in level if {"train", "test"} <= _subfolders(folder).keys()]
+        found = [folder for folder in level if {"train", "test"} <= _by_name(folder).keys()]
         if len(found) > 1:
             raise ValueError(
                 f"{len(found)} corpora below {root}, {found[0]} and {found[1]}: give one of them"
             )
         if found:
             return found[0]
-        level = [path for folder in level for path in _all_subfolders(folder)]
+        level = [path for folder in level for path in subfolders(folder)]
     return None
 
 
-def _all_subfolders(folder: Path) -> list[Path]:
-    """List a folder's visible subfolders by name; one that may not be read has none."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
-    except PermissionError:
-        return []
-    return [folder / name for name in sorted(names)]
-
-
-def _subfolders(folder: Path) -> dict[str, list[Path]]:
+def _by_name(folder: Path) -> dict[str, list[Path]]:
     """Group a folder's subfolders by lower-case name."""
     groups: dict[str, list[Path]] = {}
-    for path in _all_subfolders(folder):
+    for path in subfolders(folder):
         groups.setdefault(path.name.lower(), []).append(path)
     return groups
 
@@ -252,11 +243,11 @@ def _list_recordings(corpus: Path, part: str) -> dict[str, list[_Recording]]:
 
 
 def _speaker_folders(corpus: Path, part: str) -> Iterator[Path]:
-    for part_folder in _subfolders(corpus)[part]:
-        for name, folders in _subfolders(part_folder).items():
+    for part_folder in _by_name(corpus)[part]:
+        for name, folders in _by_name(part_folder).items():
             if re.fullmatch("dr[1-8]", name):
                 for folder in folders:
-                    yield from _all_subfolders(folder)
+                    yield from subfolders(folder)
 
 
 def _speaker_recordings(folder: Path) -> Iterator[_Recording]:
@@ -334,7 +325,7 @@ def _read_phones(path: Path, length: int) -> tuple[Phone, ...]:
 def _read_segments(path: Path) -> list[tuple[int, int, str]]:
     """Read ``start end label`` lines. Words overlap here and there in TIMIT, so times are free."""
     segments = []
-    for number, line in enumerate(_read_text(path).rstrip().splitlines(), 1):
+    for number, line in enumerate(read_text(path).rstrip().splitlines(), 1):
         match = re.fullmatch(r"\s*(\d+)\s+(\d+)\s+(\S+)\s*", line)
         if match is None:
             raise ValueError(
@@ -346,16 +337,7 @@ def _read_segments(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _read_sentence(path: Path) -> str:
-    match = re.fullmatch(r"\s*\d+\s+\d+\s+(\S.*?)\s*", _read_text(path))
+    match = re.fullmatch(r"\s*\d+\s+\d+\s+(\S.*?)\s*", read_text(path))
     if match is None:
         raise ValueError(f"{path}: line 1: not `start end sentence`: restore the file")
     return match[1]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}: check its permissions") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not text: restore the file") from None

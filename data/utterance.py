@@ -99,7 +99,8 @@ class CorpusFormat:
         """Return the names by which the corpus itself is divided, by default a nameless whole.
 
         A split consists of the part of its name, or of all parts whose names begin with its name
-        and a hyphen: test of test-clean and test-other. See ``Corpus.read`` for what is missing.
+        and a hyphen or an underscore: test of test-clean and test-other. What is missing of train,
+        dev and test is drawn, see ``data.splits.draw_splits``.
         """
         return [""]
 
@@ -107,7 +108,8 @@ class CorpusFormat:
         """Return the utterances of one part, in any order.
 
         Raises:
-            ValueError: If a recording is damaged, or one of the wanted labels missing or damaged.
+            ValueError: If a recording or a label is damaged. That no wanted label is missing is
+                checked by ``Corpus`` as well.
         """
         raise NotImplementedError
 

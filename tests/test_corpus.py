@@ -1,6 +1,7 @@
 """The seam between corpus formats and the programs, by a format made up for it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,8 @@ def open_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Par
             def read(self, root: Path, part: str, wanted: Wanted) -> list[Utterance]:
                 return parts[part]
 
-        monkeypatch.setitem(formats.FORMATS, "made-up", MadeUp())
-        return Corpus(tmp_path, "made-up")
+        monkeypatch.setitem(formats.FORMATS, "made-up", MadeUp)
+        return Corpus(tmp_path, "made-up", Wanted(labels={"text"}))
 
     return open_corpus
 
@@ -107,6 +108,23 @@ def test_missing_dev_is_drawn_from_train_and_leaves_test_alone(open_parts: OpenP
     assert corpus.read("test").described == "test"
 
 
+def test_a_part_of_train_holds_nothing_of_a_dev_that_is_drawn(open_parts: OpenParts) -> None:
+    parts = {"train-a": _utterances("abcdef"), "train-b": _utterances("ghijklmnopqrst")}
+    corpus = open_parts(parts | {"test": _utterances("z")})
+    dev = _ids(corpus.read("dev"))
+    for name, utterances in parts.items():
+        everything = {each.utt_id for each in utterances}
+        assert everything & dev or name == "train-a"
+        assert _ids(corpus.read(name)) == everything - dev
+
+
+def test_a_label_that_is_wanted_and_missing_is_named(open_parts: OpenParts) -> None:
+    first, second = _utterances("a")
+    corpus = open_parts({"dev": [first, replace(second, text="")]})
+    with pytest.raises(ValueError, match="no text for a1: give another --target"):
+        corpus.read("dev")
+
+
 def test_utterances_are_drawn_where_speakers_are_unknown(open_parts: OpenParts) -> None:
     corpus = open_parts({"": _utterances(" ", count=20)})
     dev = corpus.read("dev")
@@ -145,9 +163,12 @@ def test_an_empty_split_is_refused(open_parts: OpenParts) -> None:
 
 
 def test_a_format_that_is_not_there_is_named_with_what_it_looks_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no corpus at .*timit: folders TRAIN and TEST.*LDC93S1"):
+    with pytest.raises(ValueError, match="no corpus at .*; timit: folders TRAIN and.*LDC93S1"):
         Corpus(tmp_path)
-    with pytest.raises(ValueError, match="--corpus kaldy is unknown: choose auto, timit"):
+    with pytest.raises(
+        ValueError,
+        match="--corpus kaldy is unknown: choose auto, manifest,",
+    ):
         Corpus(tmp_path, "kaldy")
 
 
@@ -161,8 +182,7 @@ def test_load_corpus_takes_a_subset_of_train_and_the_longest_of_all(
     data = load_corpus(corpus, "minutes=0.005")
     assert _ids(data.train) < {each.utt_id for each in train}
     assert data.train.described == "train, subset minutes=0.005"
-    assert data.longest == dev[-1]
-    assert corpus.longest_of_test() == test[-1]
+    assert (data.test.name, data.longest) == ("test", test[-1])
 
 
 def test_manifest_lists_every_utterance(small_corpus: Path, tmp_path: Path) -> None:
@@ -183,7 +203,7 @@ def test_manifest_lists_every_utterance(small_corpus: Path, tmp_path: Path) -> N
         "seconds": f"{last.seconds:.4f}",
         "phones39": " ".join(fold_phones(last.label("phones").split())),
         "text": last.text,
-        "start": "0",
+        "first_sample": "0",
         "split": "test",
         "described": "test without SA",
     }

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,49 @@ def test_subset_without_meaning_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=named):
         select_subset(utterances, subset)
+
+
+@pytest.mark.parametrize(
+    "line", ["{0.utt_id}", "{0.utt_id}\t123", "x/{0.utt_id}.flac"], ids=["id", "columns", "path"]
+)
+def test_a_list_chooses_its_utterances(
+    utterances: list[Utterance], tmp_path: Path, line: str
+) -> None:
+    wanted = utterances[3:7]
+    (tmp_path / "some.txt").write_text("".join(line.format(each) + "\n" for each in wanted))
+    assert select_subset(utterances, str(tmp_path / "some.txt")) == wanted
+    both = select_subset(utterances, f"sex=f,{tmp_path / 'some.txt'}")
+    assert both == [each for each in wanted if each.sex == "f"]
+
+
+def test_a_list_of_fairseq_begins_with_the_folder_of_its_recordings(
+    utterances: list[Utterance], tmp_path: Path
+) -> None:
+    names = [f"a/{each.utt_id}.flac\t{each.num_samples}" for each in utterances[:2]]
+    (tmp_path / "train.tsv").write_text("\n".join(["/corpora/LibriSpeech", *names]))
+    assert select_subset(utterances, str(tmp_path / "train.tsv")) == utterances[:2]
+
+
+def test_a_folder_chooses_the_utterances_of_its_recordings(
+    utterances: list[Utterance], tmp_path: Path
+) -> None:
+    (tmp_path / "clean" / "84").mkdir(parents=True)
+    (tmp_path / "clean" / "84" / f"{utterances[5].utt_id}.flac").touch()
+    assert select_subset(utterances, str(tmp_path)) == [utterances[5]]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("nobody", "is not in train"), ("SX1", "several utterances have")]
+)
+def test_a_list_that_does_not_fit_is_refused(
+    utterances: list[Utterance], tmp_path: Path, name: str, problem: str
+) -> None:
+    alike = [replace(each, path=Path(f"{each.speaker}/SX1.WAV")) for each in utterances]
+    (tmp_path / "some.txt").write_text(f"{name}\n")
+    with pytest.raises(ValueError, match=f"names '{name}', which {problem}"):
+        select_subset(alike, str(tmp_path / "some.txt"))
+
+
+def test_sex_of_a_corpus_that_does_not_say_it_is_refused(utterances: list[Utterance]) -> None:
+    with pytest.raises(ValueError, match="does not say who is of which sex"):
+        select_subset([replace(each, sex="") for each in utterances], "sex=f")

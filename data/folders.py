@@ -1,0 +1,28 @@
+"""Look into the folders of a corpus."""
+
+import os
+from pathlib import Path
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List a folder's visible subfolders by name; one that may not be read has none."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [each.name for each in entries if each.is_dir() and each.name[0] != "."]
+    except PermissionError:
+        return []
+    return [folder / name for name in sorted(names)]
+
+
+def read_text(path: Path) -> str:
+    """Read a file of labels, UTF-8 with or without a byte order mark.
+
+    Raises:
+        ValueError: If it cannot be read, or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}: check its permissions") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not text: restore the file") from None
