@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,9 @@ def fit_stages(run: Run) -> bool:
     while True:
         name = run.schedule.stage_name
         is_last = name == run.schedule.stages[-1]
-        stage = None if is_last else finished_stage(run.out, name, asdict(run.options))
+        stage = None
+        if not is_last:
+            stage = finished_stage(run.out, name, asdict(run.options), default_options())
         if stage is None:
             if not fit(run):
                 return False
@@ -500,6 +502,11 @@ def recorded_options(options: TrainOptions) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name not in NOT_RECORDED}
 
 
+def default_options() -> dict[str, Any]:
+    """Return what options are where they are not given; those that must be are left out."""
+    return {each.name: each.default for each in fields(TrainOptions) if each.default is not MISSING}
+
+
 def check_options(options: TrainOptions) -> TrainingData:
     """Check options against one another, before anything is written; return what to train on.
 
@@ -548,7 +555,7 @@ def train(options: TrainOptions) -> int:
     out, last = world.gather([locate_run(options.out, options.resume, name)])[0]
     chosen = recorded_options(options)
     if world.writes:
-        open_run_folder(out, chosen, resuming=options.resume is not None)
+        open_run_folder(out, chosen, options.resume is not None, default_options())
         remove_left_overs(out)
     if (out / "results.json").is_file():
         print(summary(read_json(out / "results.json")), f"{out} is finished", sep="\n")

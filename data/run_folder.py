@@ -41,13 +41,16 @@ def locate_run(out: str | None, resume: str | None, name: str = "run") -> tuple[
     return folder, None
 
 
-def open_run_folder(out: Path, options: Mapping[str, Any], resuming: bool) -> None:
+def open_run_folder(
+    out: Path, options: Mapping[str, Any], resuming: bool, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Make sure that ``out`` can take a run with ``options``, without changing what is in it.
 
     Args:
         out: The run folder, new, or empty, or the run's own when ``resuming``.
         options: Every option of the run, JSON-able.
         resuming: Whether the folder may hold this very run, to go on with or to begin anew.
+        defaults: Values of options that are newer than the run, under which it was begun.
 
     Raises:
         ValueError: If ``out`` holds another run, or the options differ from those that it was
@@ -68,7 +71,7 @@ def open_run_folder(out: Path, options: Mapping[str, Any], resuming: bool) -> No
         raise ValueError(f"{out} has no config.json, so it holds no run: give the run's own folder")
     if not any((out / name).exists() for name in ("last.pt", "best.pt", "results.json")):
         return  # it has saved nothing, so it may begin anew, otherwise too
-    before = read_json(config).get("options", {})
+    before = {**(defaults or {}), **read_json(config).get("options", {})}
     differing = [name for name in options if before.get(name) != options[name]]
     if differing:
         shown = ", ".join(f"{name} was {before.get(name)!r}" for name in differing)

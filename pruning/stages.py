@@ -66,13 +66,16 @@ def load_stage(folder: Path, name: str) -> Stage:
     return Stage(content["weights"], content["steps"], content["seconds"])
 
 
-def finished_stage(folder: Path, name: str, options: Mapping[str, Any]) -> Stage | None:
+def finished_stage(
+    folder: Path, name: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Stage | None:
     """Return a stage that the run has finished, or that the run given as ``reuse`` has.
 
     Args:
         folder: The run.
         name: Name of the stage.
         options: All its options.
+        defaults: Values of options that are newer than the other run, under which it was begun.
 
     Raises:
         ValueError: If the other run has such a stage, but would have trained it otherwise.
@@ -88,7 +91,7 @@ def finished_stage(folder: Path, name: str, options: Mapping[str, Any]) -> Stage
     if not _stage_path(other, name).is_file():
         return None
     config = read_json(other / "config.json", remedy)
-    _check_reusable(other, name, options, config["options"])
+    _check_reusable(other, name, options, {**(defaults or {}), **config["options"]})
     if options["rewind_step"]:
         _copy(other / "rewind.pt", folder / "rewind.pt")
     if options["teacher"] == "self" and _is_dense(name):
