@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +177,36 @@ def test_other_options_make_groups_and_pruning_options_make_methods(tmp_path: Pa
         "w2v2-demo-phone-subset-10min",
         "w2v2-demo-phone-subset-1h",
     }
+
+
+def _taught(folder: Path, teacher: str | None, **options: Any) -> None:
+    taught = {"teacher": teacher, "distill_task": 0.5, "distill_logits": 1.0, "temperature": 2.0}
+    write_run(folder, "mpi", **taught | options)
+
+
+def test_teachers_tell_methods_apart_and_those_of_each_seed_are_one(tmp_path: Path) -> None:
+    for seed in (1, 12):
+        _taught(tmp_path / f"plain-{seed}", None, seed=seed)
+        _taught(tmp_path / f"taught-{seed}", f"runs/dense-seed{seed}", seed=seed)
+    _taught(tmp_path / "other", "runs/dense-seed12", seed=1)
+    _taught(tmp_path / "without", None, seed=3, temperature=4.0)  # which changes nothing
+    (group,) = build_groups(load_records([tmp_path]))
+    assert {cell.label: cell.seeds for cell in group.cells} == {
+        "mpi": [1, 3, 12],
+        "mpi teacher=runs/dense-seed*": [1, 12],
+        "mpi teacher=runs/dense-seed12": [1],
+    }
+
+
+def test_weights_of_a_teacher_are_in_a_label_where_taught_runs_differ_in_them(
+    tmp_path: Path,
+) -> None:
+    _taught(tmp_path / "plain", None)
+    _taught(tmp_path / "cold", "self", temperature=1.0)
+    _taught(tmp_path / "warm", "self")
+    (group,) = build_groups(load_records([tmp_path]))
+    labels = ["mpi", "mpi teacher=self temperature=1.0", "mpi teacher=self temperature=2.0"]
+    assert group.labels == labels
 
 
 @pytest.mark.parametrize(

@@ -421,6 +421,23 @@ def test_run_whose_masks_are_asked_for_comes_first(tmp_path: Path) -> None:
     assert _run(write_config(tmp_path, text)) == 0
 
 
+def test_teacher_of_the_same_seed_comes_first(tmp_path: Path) -> None:
+    path = "mpi-0.5-seed{seed}/masks.pt"
+    taught = TRANSFER.replace("init_mask", "teacher").replace(path, "dense-seed{seed}")
+    planned = _plan(tmp_path, GRIDS.replace("[[grid]]", taught + "[[grid]]", 1)).values()
+    runs = [run for run in planned if run.options["method"] == "rp"]
+    assert [run.needs for run in runs] == [("dense-seed0",), ("dense-seed1",)]
+
+
+def test_omp_that_teaches_itself_takes_over_from_a_dense_run_without_a_teacher(
+    tmp_path: Path,
+) -> None:
+    planned = _plan(tmp_path, CONFIG.replace("[grid]", 'teacher = "self"\n[grid]'))
+    assert planned["omp-0.5-seed0"].source == "dense-seed0"
+    assert planned["omp-0.5-seed0"].options["teacher"] == "self"
+    assert planned["dense-seed0"].options["teacher"] == "none"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [

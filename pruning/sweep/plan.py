@@ -286,8 +286,6 @@ def train_command(config: SweepConfig, run: PlannedRun) -> list[str]:
     command = [sys.executable, str(TRAIN_SCRIPT)]
     for key, value in _spelled(run.options).items():
         flag = key.replace("_", "-")
-        if key == "teacher":  # of every seed its own
-            value = value.replace("{seed}", str(run.options.get("seed", 0)))
         if isinstance(value, bool):
             command.append(f"--{flag}" if value else f"--no-{flag}")
         else:
