@@ -10,7 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "data", "pruning")
 EVERYONE_STANDS_ON = {"data.files", "data.options"}
-PROGRAMS = ("train.py", "eval.py", "pruning/sweep", "pruning/report", "models/convert/__main__.py")
+PROGRAMS = (
+    "train.py",
+    "eval.py",
+    "pruning/run",
+    "pruning/sweep",
+    "pruning/report",
+    "models/convert/__main__.py",
+)
 RUN_TIME = {"torch", "numpy", "sentencepiece", "tqdm"}
 SOURCES = [
     *(path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pruning.run.plan
 import train
 from data import inputs as inputs_module
 from data.inputs import model_input
@@ -276,7 +277,7 @@ def test_more_processes_than_utterances_are_refused(
         def gather(self, part: Any) -> list[Any]:
             return list(part)
 
-    monkeypatch.setattr(train, "join_world", lambda device: Many(0, 1000))
+    monkeypatch.setattr(pruning.run.plan, "join_world", lambda device: Many(0, 1000))
     argv = ["--model", "w2v2-demo", "--data", str(small_corpus), "--out", str(tmp_path / "run")]
     assert train.main([*argv, "--device", "cpu", "--steps", "2"]) == 2
     assert "1000 processes for 27 utterances: start fewer" in capsys.readouterr().err

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from data.files import read_json
 from data.run_folder import EventLog, open_run_folder
 from models.checkpoint import load_checkpoint, save_checkpoint
 from pruning.mask_file import check_masks, load_masks
 from pruning.report.records import load_records
+from pruning.run.options import default_options
 from pruning.scope import select_parameters
 
 OLD = Path(__file__).parent / "golden" / "version_1"
@@ -54,11 +54,11 @@ def test_old_run_folder_may_go_on_with_its_options(tmp_path):
 
 def test_old_run_folder_goes_on_under_options_that_are_newer_than_it():
     begun = read_json(OLD / "run" / "config.json")["options"]
-    options = train.default_options() | begun
+    options = default_options() | begun
     assert options.keys() > begun.keys()
-    open_run_folder(OLD / "run", options, True, train.default_options())
+    open_run_folder(OLD / "run", options, True, default_options())
     with pytest.raises(ValueError, match="splits was 'train,dev,test'"):
-        open_run_folder(OLD / "run", options | {"splits": "a,b,c"}, True, train.default_options())
+        open_run_folder(OLD / "run", options | {"splits": "a,b,c"}, True, default_options())
 
 
 def test_old_events_up_to_a_step_are_kept(tmp_path):

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import train
+from data.options import parse_options
 from models.checkpoint import load_checkpoint
 from pruning.mask_file import load_masks
 from pruning.masks import magnitude_masks
+from pruning.run.options import TrainOptions
+from pruning.run.plan import initial_checkpoint, make_plan
 from pruning.stages import load_stage
 
 FLAGS = ["--sparsity", "0.3", "--prune-every", "2", "--eval-every", "2", "--lr", "1e-2"]
@@ -86,11 +89,10 @@ def test_omp_that_takes_over_a_dense_run_equals_one_that_trains_it(
 
 
 def test_omp_final_stage_begins_with_the_initial_weights(omp: Path, small_corpus: Path) -> None:
-    options = train.parse_options(
-        train.TrainOptions, ["--model", "w2v2-demo", "--data", str(small_corpus)], ""
-    )
+    flags = ["--model", "w2v2-demo", "--data", str(small_corpus), "--device", "cpu"]
+    plan = make_plan(parse_options(TrainOptions, flags, ""))
     torch.manual_seed(0)
-    start = train.initial_checkpoint(options, train.load_corpus(str(small_corpus), None))
+    start = initial_checkpoint(plan)
     assert load_checkpoint(omp / "best.pt").run["weights_hash"] == start.run["weights_hash"]
     first = [event for event in _events(omp) if event["event"] == "train" and event["step"] == 1]
     assert first[0]["stage"] == 0

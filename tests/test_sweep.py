@@ -12,6 +12,7 @@ import pytest
 import train
 from data.options import parse_options
 from pruning.report.records import dump_runs, load_runs
+from pruning.run.options import TrainOptions
 from pruning.sweep import __main__ as sweep
 from pruning.sweep import executors
 from pruning.sweep import plan as sweep_plan
@@ -147,14 +148,14 @@ def test_command_has_a_flag_for_each_option(tmp_path: Path) -> None:
 def test_command_is_what_train_py_takes(tmp_path: Path) -> None:
     config = _load(tmp_path, CONFIG + 'biases = [false]\ninit_mask = ["none"]\n[tune]\nlr = [1]\n')
     run = next(run for run in first_runs(config) if run.options["method"] == "mpi")
-    options = parse_options(train.TrainOptions, train_command(config, run)[2:], "")
+    options = parse_options(TrainOptions, train_command(config, run)[2:], "")
     assert (options.biases, options.init_mask, options.lr) == (False, None, 1.0)
     assert options.out == str(tmp_path / "study" / run.name)
 
 
 def test_sweep_starts_the_train_py_that_it_has_the_options_of() -> None:
     assert Path(train.__file__).samefile(TRAIN_SCRIPT)
-    assert {*SET_BY_SWEEP} <= {option.name for option in fields(train.TrainOptions)}
+    assert {*SET_BY_SWEEP} <= {option.name for option in fields(TrainOptions)}
 
 
 def test_other_seeds_take_the_value_that_is_best_on_dev(tmp_path: Path) -> None:

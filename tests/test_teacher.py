@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+import pruning.run.teacher
 import train
+from data.inputs import model_input
 from models import build_model
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.training.distill import takes_same_inputs
+from pruning.mask_file import weights_hash
 
 MODELS = ("w2v2-demo", "whisper-demo")
 
@@ -221,7 +224,7 @@ def test_results_name_the_teacher_and_count_what_it_took(
     teacher, cost = _results(tmp_path / "run")["teacher"], _results(tmp_path / "run")["cost"]
     best = load_checkpoint(folder / "best.pt").model
     assert teacher["path"] == str(folder)
-    assert teacher["weights_hash"] == train.weights_hash(dict(best.named_parameters()))
+    assert teacher["weights_hash"] == weights_hash(dict(best.named_parameters()))
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["run"]["teacher"] == teacher
     assert (cost["fine_tuning_runs"], cost["steps"]) == (2, 4 + 3)
@@ -270,13 +273,13 @@ def test_teacher_with_another_feature_encoder_hears_the_recording_itself(
     small_corpus: Path, tmp_path: Path, teachers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[torch.Tensor] = []
-    read = train.model_input
+    read = model_input
 
     def record(*args: Any) -> torch.Tensor:
         heard.append(read(*args))
         return heard[-1]
 
-    monkeypatch.setattr(train, "model_input", record)
+    monkeypatch.setattr(pruning.run.teacher, "model_input", record)
     flags = ("--freeze", "feature_encoder", "--seed", "3")
     teacher = ("--teacher", str(teachers["w2v2-demo"]))
     assert _run(small_corpus, tmp_path / "run", *flags, *teacher, steps=1) == 0
@@ -323,7 +326,7 @@ def _changed(run: Path, path: Path, **overrides: Any) -> Path:
 
 def _one_line(capsys: pytest.CaptureFixture[str]) -> str:
     """Return the line of a refusal; nothing else may be on stderr."""
-    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py")]
+    lines = [x for x in capsys.readouterr().err.splitlines() if ": error: " in x]
     assert len(lines) == 1
     return lines[0]
 

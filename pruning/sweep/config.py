@@ -36,7 +36,7 @@ from typing import Any
 from data.files import read_toml
 from data.options import check_value
 from pruning.report.records import Record, load_records
-from train import TrainOptions
+from pruning.run.options import TrainOptions
 
 Options = dict[str, Any]
 Grid = dict[str, list[Any]]

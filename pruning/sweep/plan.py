@@ -12,9 +12,9 @@ from typing import Any
 import train
 from data.options import check_value
 from pruning.report.records import Record
+from pruning.run.options import TrainOptions, method_of, recorded_options
 from pruning.schedules import build_schedule
 from pruning.sweep.config import Grid, Options, SweepConfig
-from train import TrainOptions, method_of, recorded_options
 
 TRAIN_SCRIPT = Path(train.__file__).resolve()
 NAMED_FIRST = ("target", "method", "sparsity")

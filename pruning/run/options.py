@@ -1,0 +1,50 @@
+"""Everything that can be said of a run on train.py's command line."""
+
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+from data.inputs import DataOptions
+from data.options import option
+from models import MODEL_NAMES
+from models.training.distill import DistillOptions
+from models.training.recipes import FitOptions
+from pruning.interface import PruneOptions
+from pruning.schedules import SCHEDULES
+
+NOT_RECORDED = ("resume", "out", "device", "reuse")  # where and how, not what
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DataOptions, FitOptions, DistillOptions, PruneOptions):
+    """The run."""
+
+    model: str = option("architecture", choices=tuple(MODEL_NAMES))
+    method: str | None = option(
+        "when to prune; without it parp, or dense at sparsity 0", None, choices=tuple(SCHEDULES)
+    )
+    init: str = option(
+        "initial weights: a checkpoint, a folder that models.convert reads, random, or auto "
+        "(local weights folder, then the model hub; random for demo models)",
+        "auto",
+    )
+    device: str = option("auto, cpu, cuda or cuda:N", "auto")
+    out: str | None = option("run folder; without it runs/<time>-<model>-...", None)
+    resume: str | None = option("a last.pt to go on from, or auto: the one in --out, if any", None)
+    eval_every: int | None = option("steps between dev scores, else an epoch", None, positive=True)
+    log_every: int = option("steps between train events", 10, positive=True)
+
+
+def method_of(options: TrainOptions) -> str:
+    """Return the method asked for, by default parp, or dense at sparsity 0."""
+    return options.method or ("parp" if options.sparsity else "dense")
+
+
+def recorded_options(options: TrainOptions) -> dict[str, Any]:
+    """Return the options that say what a run is, as config.json and reports hold them."""
+    chosen = asdict(options) | {"method": method_of(options)}
+    return {name: value for name, value in chosen.items() if name not in NOT_RECORDED}
+
+
+def default_options() -> dict[str, Any]:
+    """Return what options are where they are not given; those that must be are left out."""
+    return {each.name: each.default for each in fields(TrainOptions) if each.default is not MISSING}

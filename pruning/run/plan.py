@@ -1,0 +1,165 @@
+"""A run before it begins: everything resolved and checked once, and the weights to begin with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.corpus import Corpus, TrainingData, load_corpus
+from data.inputs import resolve_data
+from data.phones import PHONE_SETS
+from data.run_folder import locate_run
+from data.targets import labels_of, target_text
+from data.utterance import Wanted
+from models import PRESETS, family_of
+from models.checkpoint import Checkpoint
+from models.convert import find_weights, load_initial
+from models.device import World, join_world, resolve_device, resolve_precision
+from models.family import Recipe
+from models.initial import choose_frozen, default_front_end, fit_target, set_regularisation
+from models.training.distill import SELF, find_teacher
+from models.training.recipes import recipe_of
+from pruning.interface import Schedule
+from pruning.mask_file import weights_hash
+from pruning.run.options import TrainOptions, method_of
+from pruning.schedules import SCHEDULES, build_schedule
+from pruning.scope import choose_scope
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, with nothing left open.
+
+    Attributes:
+        options: As given.
+        method: The method, by name.
+        schedule: The method, new.
+        recipe: How the model is fine-tuned.
+        data: What it trains on and is scored on.
+        device: Where it computes.
+        precision: In what precision.
+        world: The processes that share the run.
+        out: The run folder.
+        last: The last.pt that it goes on from; None begins anew.
+    """
+
+    options: TrainOptions
+    method: str
+    schedule: Schedule
+    recipe: Recipe
+    data: TrainingData
+    device: torch.device
+    precision: str
+    world: World
+    out: Path
+    last: Path | None
+
+
+def make_plan(options: TrainOptions) -> Plan:
+    """Resolve ``options`` and check them against one another, before anything is written.
+
+    Raises:
+        ValueError: If options are out of range or do not go together, or corpus or weights are
+            missing; then the message names both.
+    """
+    method = method_of(options)
+    schedule = build_schedule(method, options)
+    recipe = recipe_of(options.model, options.target, options)
+    out, _ = locate_run(options.out, options.resume)
+    _check_pruning(options, method, schedule)
+    _check_teacher(options, method, schedule, out)
+    data = _find_data_and_weights(options)
+
+    device = resolve_device(options.device)
+    precision = resolve_precision(options.precision, device)
+    world = join_world(device)
+
+    # A generated name holds the time, on which processes have to agree.
+    name = f"{options.model}-{options.target}-{method}-{options.sparsity:g}-seed{options.seed}"
+    out, last = world.gather([locate_run(options.out, options.resume, name)])[0]
+    return Plan(
+        options=options,
+        method=method,
+        schedule=schedule,
+        recipe=recipe,
+        data=data,
+        device=device,
+        precision=precision,
+        world=world,
+        out=out,
+        last=last,
+    )
+
+
+def _check_pruning(options: TrainOptions, method: str, schedule: Schedule) -> None:
+    if options.init_mask and not schedule.takes_masks:
+        able = ", ".join(name for name, cls in SCHEDULES.items() if cls.takes_masks)
+        raise ValueError(f"--init-mask is not for {method}: use it with {able}")
+
+
+def _check_teacher(options: TrainOptions, method: str, schedule: Schedule, out: Path) -> None:
+    if options.teacher == SELF and not schedule.has_dense_phase:
+        raise ValueError(
+            f"--teacher self is not for {method}, which has no dense phase before its end: give a "
+            "finished dense run"
+        )
+    if options.teacher and options.teacher != SELF:
+        find_teacher(options.teacher, out)
+
+
+def _find_data_and_weights(options: TrainOptions) -> TrainingData:
+    """Return what to train on; where corpus and weights are both missing, say both."""
+    problems = []
+    try:
+        wanted = Wanted(labels={labels_of(options.target)}, resample=options.resample)
+        corpus = Corpus(resolve_data(options.data), options.corpus, wanted)
+        data = load_corpus(corpus, options.subset, options.splits)
+    except ValueError as error:
+        problems.append(str(error))
+    try:
+        if options.init == "auto" and PRESETS[options.model].hub_id:
+            find_weights(options.model)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError("; and ".join(problems))
+
+    if "audio_ctx" in default_front_end(options.model):
+        data.audio_context(options.audio_ctx)
+    return data
+
+
+def initial_checkpoint(plan: Plan) -> Checkpoint:
+    """Load or draw the weights that a run begins with, and fit them to its target.
+
+    Randomness: torch's global generator, for weights and a new head.
+
+    Raises:
+        ValueError: If the weights are of another model, or not for the target.
+    """
+    options, data = plan.options, plan.data
+    family = family_of(options.model)
+    checkpoint, source = load_initial(options.model, options.init)
+    if "audio_ctx" in checkpoint.frontend:
+        checkpoint.frontend["audio_ctx"] = data.audio_context(options.audio_ctx)
+
+    texts = [target_text(each, options.target, options.phones) for each in data.train.utterances]
+    symbols = PHONE_SETS[options.phones]
+    new_head = fit_target(checkpoint, options.target, texts, symbols, options.subword_vocab)
+    set_regularisation(checkpoint, plan.recipe)
+
+    checkpoint.masks = {}
+    checkpoint.training = None
+    as_given = ("model", "target", "phones", "seed", "data", "corpus", "resample")
+    about: dict[str, Any] = {name: getattr(options, name) for name in as_given}
+    checkpoint.run = about | {
+        "method": plan.method,
+        "sparsity": 0.0 if plan.method == "dense" else options.sparsity,
+        **choose_scope(family.prune_scopes, options),
+        "init": source,
+        "freeze": choose_frozen(family, options.freeze, source),
+        "new_head": new_head,
+        "weights_hash": weights_hash(dict(checkpoint.model.named_parameters())),
+    }
+    return checkpoint

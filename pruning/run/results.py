@@ -1,0 +1,58 @@
+"""What a finished run leaves in results.json."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from torch import Tensor
+
+from data.corpus import Split
+from eval import Decoding, Scores, describe_weights, results, score, write_alignments
+from models.checkpoint import load_checkpoint
+from pruning.interface import PruneOptions
+from pruning.run.state import Run
+from pruning.stages import load_stage
+
+
+def score_run(run: Run, split: Split, inputs: Sequence[Tensor] | None = None) -> Scores:
+    """Score the model as it is now, greedily."""
+    return score(run.task, run.checkpoint, split, Decoding(world=run.world), inputs)
+
+
+def final_report(run: Run) -> dict[str, Any]:
+    """Score best.pt on dev and test, and describe what became of the weights."""
+    run.world.wait()
+    device = next(run.checkpoint.model.parameters()).device
+    best = load_checkpoint(run.out / "best.pt", device=device)
+    run.checkpoint.model.load_state_dict(best.model.state_dict())
+    test = score_run(run, run.data.test)
+    if run.world.writes:
+        write_alignments(run.out / "test.jsonl", test)
+    initial = load_checkpoint(run.out / "initial.pt")
+    options = asdict(run.options)
+    return (
+        results(test, best)
+        | {
+            "dev": results(score_run(run, run.data.dev, run.dev_inputs), best),
+            "best_step": best.run["step"],
+            "skipped_steps": run.optimizer.check(),
+            "pruning": {each.name: options[each.name] for each in fields(PruneOptions)}
+            | {key: best.run[key] for key in ("scope", "biases")},
+            "teacher": run.checkpoint.run.get("teacher"),
+            "cost": total_cost(run),
+        }
+        | describe_weights(best, initial)
+    )
+
+
+def total_cost(run: Run) -> dict[str, Any]:
+    """Return what the run has taken, its earlier stages and its teacher included."""
+    stages = [load_stage(run.out, name) for name in run.schedule.stages[:-1]]
+    cost = {
+        "fine_tuning_runs": len(run.schedule.stages),
+        "steps": run.step + sum(stage.steps for stage in stages),
+        "training_seconds": run.seconds + sum(stage.seconds for stage in stages),
+    }
+    teacher = run.checkpoint.run.get("teacher") or {}
+    of_teacher = teacher.get("cost") or {}
+    return {key: value + of_teacher.get(key, 0) for key, value in cost.items()}

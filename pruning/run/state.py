@@ -1,0 +1,164 @@
+"""The state of a run: what the training loop touches, and how it is saved and taken up again."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.batching import BatchSampler
+from data.corpus import TrainingData
+from data.inputs import batch_sampler
+from data.run_folder import EventLog
+from data.targets import keep_usable, target_text
+from data.utterance import Utterance
+from eval import read_inputs
+from models import build_task
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.device import World, random_state, set_random_state
+from models.initial import set_frozen
+from models.training.distill import Distillation
+from models.training.optim import Optimizer, build_optimizer
+from models.training.tasks import Task
+from pruning.interface import Schedule, Snapshot, copy_weights
+from pruning.mask_file import save_masks
+from pruning.run.options import TrainOptions
+from pruning.run.plan import Plan, initial_checkpoint
+from pruning.scope import select_parameters
+
+MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "step", "weights_hash")
+
+
+@dataclass
+class Run:
+    """Everything that the loop touches; from ``optimizer`` on it is the present stage's."""
+
+    options: TrainOptions
+    out: Path
+    checkpoint: Checkpoint
+    task: Task
+    params: dict[str, Tensor]
+    schedule: Schedule
+    sampler: BatchSampler
+    train: list[Utterance]
+    inputs: Sequence[Tensor]
+    targets: list[list[int]]
+    data: TrainingData
+    dev_inputs: Sequence[Tensor]
+    world: World
+    log: EventLog
+    eval_every: int
+    distillation: Distillation | None = None
+    optimizer: Optimizer = field(init=False)
+    steps: int = 0
+    step: int = 0
+    best: float = math.inf
+    seconds: float = 0.0
+
+
+def build_run(plan: Plan) -> Run:
+    """Read or draw the weights and put together what the loop needs.
+
+    Raises:
+        ValueError: If the file to go on from holds no training state, no utterance can be trained
+            on, or there are fewer than processes.
+    """
+    torch.manual_seed(plan.options.seed)
+    checkpoint = load_checkpoint(plan.last) if plan.last else initial_checkpoint(plan)
+    training = checkpoint.training
+    if plan.last and "schedule" not in (training or {}):
+        raise ValueError(f"{plan.last} holds no training state: resume from a last.pt")
+
+    model = checkpoint.model.to(plan.device)
+    set_frozen(model, checkpoint.run["freeze"])
+    recipe = plan.recipe
+    drawn = (recipe.spec_augment, recipe.label_smoothing)
+    task = build_task(model, checkpoint.decoding, plan.precision, plan.options.fast, *drawn)
+
+    train, targets = _usable_targets(plan, checkpoint, task)
+    sampler = batch_sampler(train, checkpoint.frontend, recipe.batch_seconds, plan.options.seed)
+    steps_per_epoch = math.ceil(sampler.count_batches(1) / plan.options.grad_accum)
+    steps = plan.options.steps or math.ceil(recipe.epochs * steps_per_epoch)
+    checkpoint.run["steps"] = steps
+
+    options, out, dev = plan.options, plan.out, plan.data.dev.utterances
+    at = (training["schedule"]["stage"], training["step"]) if training else (0, 0)
+    return Run(
+        options=options,
+        out=out,
+        checkpoint=checkpoint,
+        task=task,
+        params=select_parameters(dict(model.named_parameters()), checkpoint.run["scope_pattern"]),
+        schedule=plan.schedule,
+        sampler=sampler,
+        train=train,
+        inputs=read_inputs(task, checkpoint, train, options, out),
+        targets=targets,
+        data=plan.data,
+        dev_inputs=read_inputs(task, checkpoint, dev, options, out),
+        world=plan.world,
+        log=EventLog(out / "metrics.jsonl", at, plan.world.writes),
+        eval_every=options.eval_every or steps_per_epoch,
+    )
+
+
+def _usable_targets(
+    plan: Plan, checkpoint: Checkpoint, task: Task
+) -> tuple[list[Utterance], list[list[int]]]:
+    """Return the utterances that can be trained on and their target ids."""
+    options, utterances = plan.options, plan.data.train.utterances
+    assert checkpoint.tokenizer is not None
+    texts = [target_text(each, options.target, options.phones) for each in utterances]
+    encoded = [checkpoint.tokenizer.encode(text) for text in texts]
+    train, targets = keep_usable(utterances, encoded, task.why_unusable)
+    if plan.world.size > len(train):
+        raise ValueError(f"{plan.world.size} processes for {len(train)} utterances: start fewer")
+    return train, targets
+
+
+def build_stage_optimizer(run: Run) -> None:
+    """Begin with a fresh optimizer for the steps of the stage."""
+    about, restarts = run.checkpoint.run, []
+    if run.options.lr_restart:
+        restarts = [step for step in range(1, run.steps) if run.schedule.prunes_at(step)]
+    run.optimizer = build_optimizer(run.checkpoint.model, run.options, about, run.steps, restarts)
+    run.schedule.optimizer = run.optimizer
+
+
+def save(run: Run, name: str, snapshot: Snapshot) -> None:
+    """Write the model, re-pruned, to ``name``; last.pt also holds what resuming needs."""
+    if not run.world.writes:
+        return
+    training: dict[str, Any] | None = None
+    if name == "last.pt":
+        training = {key: getattr(run, key) for key in ("steps", "step", "best", "seconds")}
+        parts = ("optimizer", "schedule", "sampler")
+        training |= {part: getattr(run, part).state_dict() for part in parts}
+        training |= {"adjusted": snapshot.adjusted, **random_state()}
+    about = run.checkpoint.run | {"step": run.step}
+    checkpoint = replace(run.checkpoint, masks=snapshot.masks, run=about, training=training)
+    save_checkpoint(run.out / name, checkpoint)
+    if name == "best.pt":
+        metadata = {key: about[key] for key in MASK_METADATA} | {"source_run": run.out.name}
+        save_masks(run.out / "masks.pt", snapshot.masks, metadata)
+
+
+def restore(run: Run) -> None:
+    """Take up the training state of last.pt, which the run's model was read from."""
+    training = run.checkpoint.training
+    assert training is not None
+    run.checkpoint.training = None
+
+    copy_weights(run.params, training["adjusted"])
+    run.schedule.load_state_dict(training["schedule"], run.params)
+    run.sampler.load_state_dict(training["sampler"])
+    for key in ("steps", "step", "best", "seconds"):
+        setattr(run, key, training[key])
+
+    build_stage_optimizer(run)
+    run.optimizer.load_state_dict(training["optimizer"])
+    set_random_state(training)
+    run.world.seed(run.options.seed + run.step)

@@ -1,0 +1,75 @@
+"""Join a run to the model that it learns from beside its targets."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from data.files import read_json
+from data.inputs import check_inputs, free_bytes, model_input
+from models import build_task
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.training.distill import SELF, Distillation, check_teacher, takes_same_inputs
+from pruning.mask_file import weights_hash
+from pruning.run.state import Run
+
+
+def learn_from(run: Run, path: Path) -> None:
+    """Let the run learn from the model in the checkpoint ``path`` too, from its next step on.
+
+    Raises:
+        ValueError: If it can't, or has begun with another teacher.
+    """
+    options, student = run.options, run.checkpoint
+    device = next(student.model.parameters()).device
+    teacher = load_checkpoint(path, device=device)
+    lengths = [utterance.num_samples for utterance in run.train]
+    check_teacher(str(path), teacher, student, lengths, options.distill_hidden > 0)
+
+    about = {
+        "path": options.teacher,
+        "weights_hash": weights_hash(dict(teacher.model.named_parameters())),
+        "cost": teacher_cost(path, teacher) if options.teacher != SELF else None,
+    }
+    begun_with = student.run.get("teacher") or about
+    if begun_with["weights_hash"] != about["weights_hash"]:
+        raise ValueError(
+            f"{path} has other weights than the teacher that this run began with: put those back, "
+            "or begin anew in another folder"
+        )
+    student.run["teacher"] = begun_with
+
+    task = build_task(teacher.model, teacher.decoding, run.task.precision, options.fast)
+    shares = takes_same_inputs(teacher, student)
+    check_inputs(run.train, teacher.frontend)
+
+    def input_of(i: int) -> Tensor:
+        return run.inputs[i] if shares else model_input(run.train[i], teacher.frontend)
+
+    memory = free_bytes(device) / 4
+    run.distillation = Distillation(run.task, task, input_of, run.targets, options, memory)
+
+
+def teacher_cost(path: Path, teacher: Checkpoint) -> dict[str, Any]:
+    """Return what training a teacher has taken, as far as its folder and its file tell."""
+    if (path.parent / "results.json").is_file():
+        cost: dict[str, Any] = read_json(path.parent / "results.json")["cost"]
+        return cost
+    steps = teacher.run.get("step", 0)
+    return {"fine_tuning_runs": int(steps > 0), "steps": steps, "training_seconds": 0.0}
+
+
+def teach_itself(run: Run) -> None:
+    """Where this run is its own teacher and past its dense phase, let it learn from that."""
+    if run.options.teacher != SELF or run.distillation is not None:
+        return
+    dense_steps = run.schedule.dense_steps
+    if run.schedule.stage == 0 and (run.step < dense_steps or not dense_steps):
+        return
+    path = run.out / "teacher.pt"
+    if run.schedule.stage == 0 and run.step == dense_steps:
+        if run.world.writes:
+            save_checkpoint(path, replace(run.checkpoint, masks={}, training=None))
+        run.world.wait()
+    learn_from(run, path)
