@@ -109,7 +109,7 @@ def log_mel(waveform: Any, num_mels: int = 80, seconds: float | None = 30.0) -> 
         samples,
         n_fft=_WINDOW,
         hop_length=HOP,
-        window=torch.hann_window(_WINDOW, device=samples.device),
+        window=torch.hann_window(_WINDOW, dtype=torch.float32, device=samples.device),
         center=True,
         pad_mode="reflect",
         return_complex=True,

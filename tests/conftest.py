@@ -1,6 +1,7 @@
 """Fixtures for every test: fixed seed, restored dtype, no network."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,4 +59,20 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("corpus")
     write_demo_corpus(root, train_speakers=10, test_speakers=2, sx_per_speaker=2, si_per_speaker=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def uneven_corpus(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small corpus with noise after its recordings, up to 3 s, so that they last 1 to 5 s."""
+    from data.audio import SAMPLE_RATE, read_audio
+    from data.sphere import write_sphere
+
+    root = tmp_path_factory.mktemp("uneven") / "corpus"
+    shutil.copytree(small_corpus, root)
+    generator = torch.Generator().manual_seed(2)
+    for number, path in enumerate(sorted(root.rglob("*.WAV"))):
+        noise = 0.1 * torch.randn(number % 4 * SAMPLE_RATE, generator=generator)
+        samples = torch.cat([read_audio(path), noise]).clamp(-0.99, 0.99)
+        write_sphere(path, (32767 * samples).round().to(torch.int16).numpy())
     return root

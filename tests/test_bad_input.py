@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import struct
+import wave
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +152,34 @@ def test_corpus_too_short_for_every_target_is_refused(
         )
     line = _refused(capsys, train.main, _train(corpus, tmp_path / "run"))
     assert "none of the 27 training utterances can be used" in line
+
+
+def test_context_shorter_than_an_utterance_is_refused_before_training(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--model", "whisper-demo", "--audio-ctx", "1")
+    line = _refused(capsys, train.main, _train(corpus, tmp_path / "run", *flags))
+    assert "longer than the model's audio context of 1 s" in line
+    assert "--audio-ctx own" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("context", ["own", "auto", "full"])
+def test_recording_of_more_than_thirty_seconds_is_named_before_training(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, context: str
+) -> None:
+    recording = sorted((corpus / part).rglob("S[XI]*.WAV"))[0]
+    with wave.open(str(recording), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * 31 * 16_000))
+    flags = ("--model", "whisper-demo", "--audio-ctx", context)
+    line = _refused(capsys, train.main, _train(corpus, tmp_path / "run", *flags))
+    assert str(recording) in line
+    assert "take such recordings out of the corpus, or cut them" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_folder_of_another_run_is_left_alone(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from data.batching import BatchSampler
 
 length_lists = st.lists(st.floats(0.1, 20), min_size=1, max_size=60)
+second_lists = st.lists(st.integers(1, 9), min_size=1, max_size=60)
 budgets = st.floats(0.5, 60)
 
 
@@ -29,6 +30,37 @@ def test_epoch_batches_hold_each_index_once(
 def test_epoch_batches_keep_the_padded_budget(lengths: list, budget: float, shuffle: bool) -> None:
     for batch in BatchSampler(lengths, budget, seed=1, shuffle=shuffle).epoch_batches(0):
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+@given(second_lists, budgets, st.booleans(), st.integers(0, 3))
+def test_batches_of_same_length_hold_each_index_once_and_one_length_each(
+    lengths: list, budget: float, shuffle: bool, epoch: int
+) -> None:
+    sampler = BatchSampler(lengths, budget, seed=1, shuffle=shuffle, same_length=True)
+    batches = sampler.epoch_batches(epoch)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len({lengths[i] for i in batch}) == 1
+        assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= budget
+    assert sampler.padding_share(epoch) == pytest.approx(0)
+
+
+@given(second_lists, budgets)
+def test_batches_of_same_length_are_as_few_as_the_budget_allows_and_of_even_size(
+    lengths: list, budget: float
+) -> None:
+    batches = BatchSampler(lengths, budget, same_length=True).epoch_batches(0)
+    for length in set(lengths):
+        sizes = [len(batch) for batch in batches if lengths[batch[0]] == length]
+        assert max(sizes) - min(sizes) <= 1
+        assert len(sizes) == -(-sum(sizes) // max(1, int(budget // length)))
+
+
+def test_batches_of_same_length_mix_anew_in_every_epoch() -> None:
+    lengths = np.ceil(timit_like_lengths())
+    sampler = BatchSampler(lengths, 98, same_length=True)
+    first, second = (set(map(frozenset, sampler.epoch_batches(epoch))) for epoch in (0, 1))
+    assert len(first & second) < 5  # 2 observed: lengths of few utterances
 
 
 def test_epoch_batches_keep_the_budget_where_jitter_puts_a_longer_one_first() -> None:

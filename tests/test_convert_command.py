@@ -65,6 +65,16 @@ def test_convert_command_there_and_back_keeps_every_bit(tmp_path, capsys):
     assert re.search(r"b.pt \(parp\): wav2vec2, [\d,]+ parameters, 7 phone tokens$", lines[1])
 
 
+@pytest.mark.parametrize("target", ["hf", "parp"])
+def test_convert_command_says_what_own_lengths_mean_in_hugging_face(tmp_path, capsys, target):
+    frontend = {"kind": "log_mel", "num_mels": 80, "audio_ctx": "own"}
+    save_checkpoint(tmp_path / "a.pt", Checkpoint(build_model("whisper-demo"), frontend=frontend))
+    assert main(["--to", target, str(tmp_path / "a.pt"), str(tmp_path / "out")]) == 0
+    line = capsys.readouterr().out
+    assert ("transformers pads all audio to 30 s" in line) == (target == "hf")
+    assert line.count("\n") == 1
+
+
 def test_convert_command_says_that_a_head_is_new(tmp_path, capsys):
     to_hf(build_model("w2v2-demo"), tmp_path / "hf")
     weights = tmp_path / "hf" / "model.safetensors"

@@ -37,7 +37,7 @@ def whisper_decoding(tokenizer) -> dict:
     }
 
 
-def whisper_folder(tmp_path: Path, tokenizer, audio_ctx: float | None = None) -> Path:
+def whisper_folder(tmp_path: Path, tokenizer, audio_ctx: float | str | None = None) -> Path:
     model = build_model("whisper-demo", vocab_size=tokenizer.vocab_size, d_model=16)
     frontend = {"kind": "log_mel", "num_mels": 80, "audio_ctx": audio_ctx}
     to_hf(model, tmp_path / "out", tokenizer, whisper_decoding(tokenizer), frontend)
@@ -234,6 +234,17 @@ def test_to_hf_whisper_with_a_short_context_is_cut_to_it(tmp_path):
     assert features.shape == (1, 80, 400)
     assert model.model.encoder.embed_positions.weight.shape[0] == 200
     assert load_weights(folder).frontend["audio_ctx"] == 4.0
+
+
+def test_to_hf_whisper_of_own_lengths_keeps_all_positions_and_reads_back_as_what_it_was(tmp_path):
+    tokenizer = SymbolTokenizer.for_seq2seq("phone", PHONES)
+    folder = whisper_folder(tmp_path, tokenizer, audio_ctx="own")
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    features = extractor([0.0] * 16000, sampling_rate=16000, return_tensors="pt").input_features
+    assert features.shape == (1, 80, 3000)
+    assert model.model.encoder.embed_positions.weight.shape[0] == 1500
+    assert load_weights(folder).frontend["audio_ctx"] == "own"
 
 
 @pytest.mark.parametrize("kind", ["phone", "text"])

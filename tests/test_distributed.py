@@ -23,8 +23,8 @@ FLAGS = (
 def _train(corpus: Path, out: Path, processes: int, *flags: str, stop_at: int = -1) -> int:
     launch = [sys.executable]
     if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        launch += ["--master-port", "29517"]
+        launch += ["-m", "torch.distributed.run", "--standalone"]  # at a port that is free
+        launch += ["--nproc-per-node", str(processes)]
     environment = os.environ | {"STOP_AT": str(stop_at), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(SCRIPT.parent.parent)
     done = subprocess.run(
@@ -71,6 +71,18 @@ def test_two_processes_equal_one_after_twenty_steps_of_parp(
     assert _train(small_corpus, tmp_path / "run", 2) == 0
     _assert_same(alone, tmp_path / "run")
     assert _losses(tmp_path / "run") == pytest.approx(_losses(alone), abs=1e-10)
+
+
+def test_two_processes_equal_one_with_whisper_at_own_lengths_and_masks(
+    uneven_corpus: Path, tmp_path: Path
+) -> None:
+    flags = "--model whisper-demo --audio-ctx own --steps 4 --eval-every 4 --lr 1e-3"
+    flags += " --mask-time 0.2 --mask-channel 0.3 --label-smoothing 0.1"
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        assert _train(uneven_corpus, out, processes, *flags.split()) == 0
+    _assert_same(tmp_path / "1", tmp_path / "2")
+    assert _losses(tmp_path / "2") == pytest.approx(_losses(tmp_path / "1"), abs=1e-10)
 
 
 def test_run_of_two_processes_goes_on_with_one(

@@ -13,13 +13,13 @@ from models.tokenizers.symbols import SymbolTokenizer
 
 @pytest.fixture(scope="module")
 def noisy_checkpoint(
-    small_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+    small_corpus: Path, uneven_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Random models whose hypotheses are long and differ from utterance to utterance."""
     folder = tmp_path_factory.mktemp("checkpoints")
     paths = {}
     torch.manual_seed(0)
-    for name in ("w2v2-demo", "whisper-demo"):
+    for name, audio_ctx in (("w2v2-demo", None), ("whisper-demo", 3.0), ("whisper-demo", "own")):
         ctc = name == "w2v2-demo"
         build = SymbolTokenizer.for_ctc if ctc else SymbolTokenizer.for_seq2seq
         tokenizer = build("phone", PHONES_39)
@@ -36,12 +36,16 @@ def noisy_checkpoint(
             tokenizer,
             frontend={"kind": "waveform", "normalize": True}
             if ctc
-            else {"kind": "log_mel", "num_mels": 80, "audio_ctx": 3.0},
+            else {"kind": "log_mel", "num_mels": 80, "audio_ctx": audio_ctx},
             decoding={"blank_id": 0} if ctc else {**seq2seq, **suppressed},
-            run={"model": name, "data": str(small_corpus)},
+            run={
+                "model": name,
+                "data": str(uneven_corpus if audio_ctx == "own" else small_corpus),
+            },
         )
-        paths[name] = folder / f"{name}.pt"
-        save_checkpoint(paths[name], checkpoint)
+        key = f"{name}-own" if audio_ctx == "own" else name
+        paths[key] = folder / f"{key}.pt"
+        save_checkpoint(paths[key], checkpoint)
     return paths
 
 
@@ -50,7 +54,7 @@ def _transcripts(path: Path, out: Path, *flags: str) -> str:
     return (out / "hyp.trn").read_text()
 
 
-@pytest.mark.parametrize("name", ["w2v2-demo", "whisper-demo"])
+@pytest.mark.parametrize("name", ["w2v2-demo", "whisper-demo", "whisper-demo-own"])
 @pytest.mark.parametrize("search", [("greedy", "5"), ("beam", "3")])
 def test_hypotheses_do_not_depend_on_batch_size(
     noisy_checkpoint: dict[str, Path], tmp_path: Path, name: str, search: tuple[str, str]
@@ -104,3 +108,20 @@ def test_protocol_is_one_line_with_its_rules(
     first = capsys.readouterr().out.splitlines()[0]
     for rule in ("6 utterances", "39 phones", "every sil kept", "greedy", "no language model"):
         assert rule in first
+
+
+@pytest.mark.parametrize(
+    ("name", "padded"),
+    [
+        ("whisper-demo", "audio padded to 3 s, at most 12 tokens"),
+        ("whisper-demo-own", "audio padded to each utterance's own length, rounded up to a second"),
+    ],
+)
+def test_protocol_says_what_audio_is_padded_to(
+    noisy_checkpoint: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    padded: str,
+) -> None:
+    assert evaluation.main(["--ckpt", str(noisy_checkpoint[name])]) == 0
+    assert padded in capsys.readouterr().out.splitlines()[0]

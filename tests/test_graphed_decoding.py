@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models import cuda_graphs
-from models.whisper import Whisper
+from models.whisper import Whisper, graphed_decoding
 from models.whisper.decoding import DecodingOptions, generate
 from models.whisper.graphed_decoding import GreedyGraphs
 from tests.whisper_hf import SMALL, hf_model, ours_from
@@ -98,12 +98,27 @@ def test_another_vocabulary_is_captured_anew(
     assert len(captures) == 2
 
 
-def test_shapes_kept_are_few(model: Whisper, log_mel: Tensor) -> None:
+def test_shapes_kept_hold_so_many_positions(
+    model: Whisper, log_mel: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphed_decoding, "MOST_POSITIONS", 3 * 16 * (20 + 16))
     graphs = GreedyGraphs()
     for max_tokens in range(10, 17):
         options = replace(OPTIONS, max_tokens=max_tokens)
         assert generate(model, log_mel, options, graphs=graphs) == generate(model, log_mel, options)
-    assert len(graphs._steps) == 4
+    assert [step.positions for step in graphs._steps.values()] == [
+        16 * (20 + max_tokens) for max_tokens in (14, 15, 16)
+    ]
+
+
+def test_batches_of_several_contexts_are_captured_once_each(
+    model: Whisper, log_mel: Tensor, captures: list
+) -> None:
+    graphs = GreedyGraphs()
+    for num_frames in (40, 26, 40, 26):
+        batch = log_mel[:, :, :num_frames]
+        assert generate(model, batch, OPTIONS, graphs=graphs) == generate(model, batch, OPTIONS)
+    assert len(captures) == 2
 
 
 def test_capture_that_fails_leaves_plain_steps_and_a_line(

@@ -20,7 +20,9 @@ from models.checkpoint import load_checkpoint
 from models.training.tasks import CTCTask
 
 WAVEFORM = {"kind": "waveform", "normalize": True}
-LOG_MEL = {"kind": "log_mel", "num_mels": 80, "audio_ctx": 3.0}
+LOG_MEL = {"kind": "log_mel", "num_mels": 80, "audio_ctx": 5.0}
+OWN = {"kind": "log_mel", "num_mels": 80, "audio_ctx": "own"}
+FRONTENDS = pytest.mark.parametrize("frontend", [WAVEFORM, LOG_MEL, OWN], ids=str)
 
 
 CPU = torch.device("cpu")
@@ -31,8 +33,8 @@ def load_inputs(*args: Any, spill: Path = Path("nowhere"), cache: Path | None = 
 
 
 @pytest.fixture(scope="module")
-def utterances(small_corpus: Path) -> list[Utterance]:
-    return load_timit(small_corpus, "dev")
+def utterances(uneven_corpus: Path) -> list[Utterance]:
+    return load_timit(uneven_corpus, "dev")
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ class _Counter:
         return model_input(utterance, self.frontend)
 
 
-@pytest.mark.parametrize("frontend", [WAVEFORM, LOG_MEL], ids=["waveform", "log-mel"])
+@FRONTENDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_cached_inputs_are_the_computed_ones(
     utterances: list[Utterance], tmp_path: Path, frontend: dict[str, Any], dtype: torch.dtype
@@ -111,7 +113,7 @@ def test_second_run_takes_the_cache(utterances: list[Utterance], tmp_path: Path)
     assert counter.count == len(utterances)
 
 
-@pytest.mark.parametrize("frontend", [WAVEFORM, LOG_MEL], ids=["waveform", "log-mel"])
+@FRONTENDS
 def test_inputs_without_a_cache_are_computed_when_they_are_asked_for_and_once(
     utterances: list[Utterance], frontend: dict[str, Any]
 ) -> None:

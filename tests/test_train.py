@@ -85,15 +85,29 @@ def test_reprunes_are_logged_at_the_interval_and_at_the_end(parp_run: Path) -> N
     assert sum(event["revived"] for event in events) > 0
 
 
+REGULARISED = ["--mask-time", "0.12", "--mask-channel", "0.2", "--dropout", "0.1"]
+
+
 @pytest.mark.parametrize(
-    ("model", "method"),
-    [("w2v2-demo", "dense"), ("w2v2-demo", "mpi"), ("w2v2-demo", "parp"), ("whisper-demo", "parp")],
+    ("model", "method", "more"),
+    [
+        ("w2v2-demo", "dense", REGULARISED),
+        ("w2v2-demo", "mpi", []),
+        ("w2v2-demo", "parp", []),
+        ("whisper-demo", "parp", [*REGULARISED, "--label-smoothing", "0.1", "--audio-ctx", "own"]),
+    ],
 )
 def test_interrupted_and_resumed_run_equals_an_undisturbed_one_bit_for_bit(
-    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, method: str
+    uneven_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    method: str,
+    more: list[str],
 ) -> None:
     flags = ["--method", method, "--sparsity", "0.5", "--prune-every", "2", "--eval-every", "100"]
-    assert _run(small_corpus, tmp_path / "whole", *flags, model=model) == 0
+    flags += more
+    assert _run(uneven_corpus, tmp_path / "whole", *flags, model=model) == 0
 
     log_step = train.log_step
 
@@ -103,10 +117,10 @@ def test_interrupted_and_resumed_run_equals_an_undisturbed_one_bit_for_bit(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train, "log_step", interrupt_at_three)
-    assert _run(small_corpus, tmp_path / "halves", *flags, model=model) == 130
+    assert _run(uneven_corpus, tmp_path / "halves", *flags, model=model) == 130
     monkeypatch.undo()
     torch.manual_seed(999)
-    assert _run(small_corpus, tmp_path / "halves", *flags, "--resume", "auto", model=model) == 0
+    assert _run(uneven_corpus, tmp_path / "halves", *flags, "--resume", "auto", model=model) == 0
 
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     _assert_equal(_weights(whole / "last.pt"), _weights(halves / "last.pt"))

@@ -17,7 +17,7 @@ from models.whisper.kv_cache import StaticKVCache
 from models.whisper.model import Whisper
 
 ROWS = 8  # batches are padded to multiples of this
-MOST_SHAPES = 4  # each holds the keys and values of a batch
+MOST_POSITIONS = 250_000  # of audio and text whose keys and values the kept steps hold
 STEPS_PER_CHECK = 8  # asking who has finished makes the host wait
 
 
@@ -49,11 +49,18 @@ class GreedyGraphs:
         weights = (id(model), id(model.decoder.token_embedding.weight))
         key = (*weights, repr(options), rows, keys.shape[1:], keys.dtype)
         if key not in self._steps:
-            while len(self._steps) >= MOST_SHAPES:
-                del self._steps[next(iter(self._steps))]
+            self._make_room(rows * (keys.shape[2] + options.max_tokens))
             self._steps[key] = _GreedyStep(model, options, [_padded(pair, rows) for pair in cross])
             self._steps[key].capture(cross)
         return self._steps[key].generate(cross)
+
+    def _make_room(self, positions: int) -> None:
+        """Drop the oldest steps until so many positions more are within the limit."""
+        while self._steps and self._held() + positions > MOST_POSITIONS:
+            del self._steps[next(iter(self._steps))]
+
+    def _held(self) -> int:
+        return sum(step.positions for step in self._steps.values())
 
 
 class _GreedyStep:
@@ -65,6 +72,7 @@ class _GreedyStep:
         rows, device = len(cross[0][0]), cross[0][0].device
         self._model, self._options = model, options
         self._cache = StaticKVCache(cross, options.max_tokens)
+        self.positions = rows * (cross[0][0].shape[2] + options.max_tokens)
         self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._texts = torch.zeros(rows, options.max_tokens, dtype=torch.int64, device=device)
         self._is_done = torch.zeros(rows, dtype=torch.bool, device=device)
