@@ -388,3 +388,17 @@ def test_teacher_whose_context_is_too_short_is_refused_before_training(
     flags = ("--teacher", str(tmp_path / "short.pt"))
     assert _run(small_corpus, tmp_path / "run", *flags, model="whisper-demo") == 2
     assert "longer than the model's audio context of 1 s" in _one_line(capsys)
+
+
+@pytest.mark.parametrize("context", ["auto", "own"])
+def test_teacher_at_own_lengths_teaches_a_student_at_own_lengths_alone(
+    uneven_corpus: Path, tmp_path: Path, teachers: dict[str, Path], capsys: Any, context: str
+) -> None:
+    checkpoint = load_checkpoint(teachers["whisper-demo"] / "best.pt")
+    checkpoint.frontend["audio_ctx"] = "own"
+    save_checkpoint(tmp_path / "own.pt", checkpoint)
+    flags = ("--teacher", str(tmp_path / "own.pt"), "--audio-ctx", context)
+    status = _run(uneven_corpus, tmp_path / "run", *flags, model="whisper-demo", steps=2)
+    assert status == (0 if context == "own" else 2)
+    if status:
+        assert "train with --audio-ctx own" in _one_line(capsys)

@@ -309,6 +309,12 @@ def check_teacher(
             f"--teacher {name} has another tokenizer, so its outputs stand for other symbols: "
             "give a teacher that was trained on the same targets"
         )
+    contexts = [each.frontend.get("audio_ctx") for each in (teacher, student)]
+    if contexts[0] == "own" != contexts[1]:
+        raise ValueError(
+            f"--teacher {name} hears each utterance at its own length, and the student's batches "
+            "hold several lengths: train with --audio-ctx own"
+        )
     models: list[Any] = [teacher.model, student.model]
     has_frames = not taught.seq2seq
     if has_frames and any(len({each.num_frames(n) for each in models}) > 1 for n in set(lengths)):
