@@ -144,3 +144,18 @@ def test_only_its_folder_and_the_registry_know_a_family_by_name(path: Path) -> N
     words = set(_words_of_code(ast.parse(path.read_text("utf-8"))))
     known = re.compile("|".join(sorted(map(re.escape, names))), re.IGNORECASE)
     assert not [word for word in words if known.search(word)]
+
+
+def _lines_of_code(path: Path) -> list[str]:
+    lines = (line.strip() for line in path.read_text("utf-8").splitlines())
+    words = ("#", "import ", "from ")
+    return [line for line in lines if re.search(r"\w", line) and not line.startswith(words)]
+
+
+def test_no_six_lines_are_copied_between_packages() -> None:
+    found: dict[tuple[str, ...], Path] = {}
+    for path in SOURCES:
+        lines = _lines_of_code(path)
+        for start in range(len(lines) - 5):
+            other = found.setdefault(tuple(lines[start : start + 6]), path)
+            assert _id(other).split("/")[0] == _id(path).split("/")[0], (other, path, lines[start])
