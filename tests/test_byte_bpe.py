@@ -291,7 +291,7 @@ def test_from_json_of_another_pipeline_raises(tmp_path, change, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("{", "not JSON"), ("[]", "expected a JSON object, found a list")],
+    [(None, "cannot read"), ("{", "is damaged"), ("[]", "holds no JSON object")],
 )
 def test_from_json_of_no_json_object_raises(tmp_path, content, message):
     if content is not None:
