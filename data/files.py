@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ Content = bytes | Callable[[BinaryIO], object]
 
 WRITE_ELSEWHERE = "give another place, or make room there"
 RESTORE = "restore the file"
+TEMPORARY = ".parp-tmp"
+IDLE_SECONDS = 3600.0  # of a temporary file that no living process is taken to write
 LOCK_POLL_SECONDS = 0.1
 
 
@@ -33,20 +36,20 @@ def temporary_beside(path: Path, note: str = "") -> Path:
         note: Tells several temporaries of one path apart.
     """
     parts = [path.name, note, str(os.getpid())]
-    return path.with_name("." + ".".join(part for part in parts if part) + ".tmp")
+    return path.with_name("." + ".".join(part for part in parts if part) + TEMPORARY)
 
 
 def remove_left_overs(folder: Path, idle_seconds: float = 0.0) -> None:
-    """Delete the temporary files that killed processes have left in ``folder``.
+    """Delete what killed processes have left in ``folder`` under temporary names.
 
     Args:
         folder: May be missing. Only the sole writer of a folder may leave ``idle_seconds`` at 0.
-        idle_seconds: Files written to since then stay: another process may be at work on them.
+        idle_seconds: What was written to since then stays: another process may be at work on it.
     """
-    for path in folder.glob(".*.[0-9]*.tmp"):
+    for path in folder.glob(f".*{TEMPORARY}"):
         try:
-            if path.is_file() and time.time() - path.stat().st_mtime >= idle_seconds:
-                path.unlink()
+            if time.time() - path.stat().st_mtime >= idle_seconds:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError:  # another process was faster, or it is another user's
             continue
 

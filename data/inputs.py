@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batching import BatchSampler
-from data.files import read_json, remove_left_overs, write_file, write_json
+from data.files import IDLE_SECONDS, read_json, remove_left_overs, write_file, write_json
 from data.formats import FORMATS
 from data.front_ends import front_end_of
 from data.options import option
@@ -26,7 +26,6 @@ from data.utterance import Utterance
 
 DEMO_FOLDER = Path("data/demo")  # in the current folder, as data/TIMIT is
 FORMAT = 2  # raise it when the same utterance and frontend would give another file
-CACHE_IDLE_SECONDS = 3600.0  # others may be writing to a cache; what is idle for longer is not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +249,7 @@ def _write_cache(index: Path, data: Path, inputs: Iterable[Tensor]) -> None:
             file.write(content)
 
     remedy = "give another --cache"
-    remove_left_overs(data.parent, idle_seconds=CACHE_IDLE_SECONDS)
+    remove_left_overs(data.parent, idle_seconds=IDLE_SECONDS)
     write_file(data, write, remedy)
 
     entry = {

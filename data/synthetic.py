@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.files import read_json, temporary_beside, write_json
+from data.files import (
+    IDLE_SECONDS,
+    read_json,
+    remove_left_overs,
+    temporary_beside,
+    write_json,
+)
 from data.options import OptionParser, command, run_program
 from data.phones import PHONES_61, fold_phones
 from data.sphere import SAMPLE_RATE, write_sphere
@@ -144,6 +150,7 @@ def ensure_demo_corpus(root: str | Path, seed: int = 0) -> Path:
     new, old = temporary_beside(root, "new"), temporary_beside(root, "old")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_overs(root.parent, IDLE_SECONDS)
         write_demo_corpus(new, seed)
         if root.exists() and not _is_complete(root, seed):
             root.rename(old)

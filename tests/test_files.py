@@ -85,9 +85,10 @@ def test_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, kind: str
 
 def test_left_overs_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
     left = [temporary_beside(tmp_path / "last.pt"), temporary_beside(tmp_path / "demo", "new")]
-    kept = [tmp_path / "last.pt", tmp_path / ".sweep.json", tmp_path / "a.1.tmp"]
-    for path in (*left, *kept):
+    kept = [tmp_path / "last.pt", tmp_path / ".sweep.json", tmp_path / ".others.1.tmp"]
+    for path in (left[0], *kept):
         path.write_bytes(b"")
+    (left[1] / "TRAIN").mkdir(parents=True)
     remove_left_overs(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 

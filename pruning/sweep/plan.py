@@ -5,14 +5,14 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import train
 from data.options import check_value
 from pruning.report.records import Record
-from pruning.run.options import TrainOptions, method_of, recorded_options
+from pruning.run.options import TrainOptions, default_options, method_of, recorded_options
 from pruning.schedules import build_schedule
 from pruning.sweep.config import Grid, Options, SweepConfig
 
@@ -20,7 +20,7 @@ TRAIN_SCRIPT = Path(train.__file__).resolve()
 NAMED_FIRST = ("target", "method", "sparsity")
 PATHS = ("init_mask", "teacher")  # options that may name files of another run
 CHANGES_NOTHING = ("cache", "log_every")  # options that leave the results as they are
-DEFAULTS = {option.name: option.default for option in fields(TrainOptions)}
+DEFAULTS = default_options()
 
 
 @dataclass(frozen=True)
@@ -261,9 +261,9 @@ def _check_record(options: Options, record: Record, where: str) -> None:
     """Refuse a record of other options; those that it lacks were at their defaults."""
     before = DEFAULTS | record["options"]
     differing = [
-        f"{key} was {before[key]!r}"
+        f"{key} was {before.get(key)!r}"
         for key in sorted({*options, *record["options"]} - {*CHANGES_NOTHING})
-        if key not in options or before[key] != options[key]
+        if key not in options or before.get(key) != options[key]
     ]
     if differing:
         raise ValueError(
