@@ -225,7 +225,7 @@ def test_load_checkpoint_of_a_pickle_with_code_does_not_run_it(tmp_path, legacy)
         ({"format": "other"}, "not a checkpoint of ours: no format name 'parp-checkpoint'"),
         ({"version": 99}, "version 99, this code reads 1"),
         ({"masks": None, "run": 3}, "missing or wrong masks, run"),
-        ({"family": "wavlm"}, "family 'wavlm' is unknown: known are wav2vec2, hubert, whisper"),
+        ({"family": "wavlm"}, "family 'wavlm' is unknown: known are wav2vec2, whisper, hubert"),
         ({"config": {"d_model": 3, "depth": 2}}, "missing .*num_layers.*; unknown depth"),
         ({"tokenizer": {"kind": "rune"}}, "unknown tokenizer kind 'rune'"),
     ],
