@@ -80,7 +80,10 @@ class EvalOptions(Search):
         positive=True,
     )
     precision: str | None = option(
-        "inside the model; without it bf16 on CUDA, fp32 on the CPU", None, tuple(PRECISIONS)
+        "inside the model; without it bf16 on CUDA and fp32 on the CPU, where bf16 takes "
+        "longer without AMX (amx_bf16 in lscpu)",
+        None,
+        tuple(PRECISIONS),
     )
     device: str = option("auto, cpu, cuda or cuda:N", "auto")
     fast: bool = option("take the fast paths; --no-fast the plain ones, with the same result", True)

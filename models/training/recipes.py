@@ -64,7 +64,10 @@ class FitOptions:
         choices=("none", *dict.fromkeys(part for f in FAMILIES.values() for part in f.freezable)),
     )
     precision: str | None = option(
-        "inside the model; without it bf16 on CUDA, fp32 on the CPU", None, tuple(PRECISIONS)
+        "inside the model; without it bf16 on CUDA and fp32 on the CPU, where bf16 takes "
+        "longer without AMX (amx_bf16 in lscpu)",
+        None,
+        tuple(PRECISIONS),
     )
     fast: bool = option(
         "leave the padding out of batches and, on CUDA, replay captured graphs; --no-fast takes "
