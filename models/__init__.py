@@ -1,11 +1,12 @@
 """Hand-written speech models, and the presets they are built from by name."""
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from models import hubert, wav2vec2, whisper
 from models.family import Family, Preset, SpeechModel
+from models.fields import has_type, shown
 from models.spec_augment import SpecAugment
 from models.training.tasks import Task, check_precision
 
@@ -20,6 +21,7 @@ __all__ = [
     "build_model",
     "build_task",
     "family_of",
+    "read_config",
 ]
 
 FAMILIES: dict[str, Family] = {
@@ -67,7 +69,7 @@ def build_model(name: str, **overrides: Any) -> SpeechModel:
         torch.Size([40, 128])
     """
     family = family_of(name)
-    known = [field.name for field in fields(family.config)]
+    known = [field.name for field in dataclasses.fields(family.config)]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
         raise ValueError(
@@ -81,25 +83,55 @@ def build_from_config(family_name: str, config: Mapping[str, Any]) -> SpeechMode
 
     Args:
         family_name: A key of ``FAMILIES``.
+        config: As for :func:`read_config`.
+
+    Raises:
+        ValueError: If the family is unknown, or the config is none of its.
+    """
+    family, checked = read_config(family_name, config)
+    return family.model(checked)
+
+
+def read_config(family_name: str, config: Mapping[str, Any]) -> tuple[Family, Any]:
+    """Return a family and its config from plain values.
+
+    Args:
+        family_name: A key of ``FAMILIES``.
         config: A value for every field of the family's config, and nothing else.
 
     Raises:
-        ValueError: If the family is unknown, or a field is missing or unknown.
+        ValueError: If the family is unknown, a field is missing or unknown, a value is of another
+            type, or the values do not go together.
     """
     if family_name not in FAMILIES:
         raise ValueError(
-            f"model family {family_name!r} is unknown: known are {', '.join(FAMILIES)}"
+            f"model family {shown(family_name)} is unknown: known are {', '.join(FAMILIES)}"
         )
     family = FAMILIES[family_name]
-    known = {field.name for field in fields(family.config)}
+    known = {field.name: field for field in dataclasses.fields(family.config)}
     config = {name: v for name, v in config.items() if name not in family.old_config_fields}
-    missing, unknown = sorted(known - set(config)), sorted(set(config) - known)
+    missing, unknown = sorted(known.keys() - config), sorted(map(str, config.keys() - known))
     if missing or unknown:
         raise ValueError(
             f"{family.name} config does not fit this version: missing "
             f"{', '.join(missing) or 'none'}; unknown {', '.join(unknown) or 'none'}"
         )
-    return family.model(family.config(**config))
+    for name, value in config.items():
+        wanted = _type_in_config(name, known[name].default)
+        if not has_type(list(value) if isinstance(value, tuple) else value, wanted):
+            raise ValueError(f"{family.name} config: {name} is {shown(value)}, expected {wanted}")
+    return family, family.config(**config)
+
+
+def _type_in_config(name: str, default: Any) -> str:
+    """Return the type of a config field, in the words of ``models.fields``."""
+    if isinstance(default, tuple):
+        return "list of size"
+    if isinstance(default, bool | str):
+        return type(default).__name__
+    if isinstance(default, float):
+        return "share" if name.endswith(("dropout", "_drop", "_prob")) else "number"
+    return "id" if name.endswith("_min") else "size"
 
 
 def build_task(

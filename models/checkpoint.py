@@ -5,7 +5,6 @@ which runs no code. Masks take one bit a weight.
 """
 
 import os
-import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,30 @@ import torch
 from torch import Tensor
 
 from data.files import pack_bits, unpack_bits, write_file
-from models import build_from_config
+from models import read_config
+from models.archive import read_archive
 from models.family import SpeechModel
+from models.fields import has_type, shown
 from models.tokenizers import Tokenizer, build_tokenizer
-from models.weights import load_strictly
+from models.weights import build_with_weights
 
 FORMAT = "parp-checkpoint"
 VERSION = 1
 
+_FRONT_END = {
+    "kind": "str",
+    "normalize": "bool",
+    "num_mels": "size",
+    "audio_ctx": "number or str or null",
+}
+_DECODING = {
+    "blank_id": "id or null",
+    "start_ids": "list of id or null",
+    "eos_id": "id or null",
+    "suppress_ids": "list of id",
+    "begin_suppress_ids": "list of id",
+    "max_tokens": "size",
+}
 _PARTS: dict[str, tuple[type, ...]] = {
     "family": (str,),
     "config": (dict,),
@@ -110,12 +125,27 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         ValueError: If the file is missing, unreadable, of another format or version, or its
             weights, masks or tokenizer do not fit its config.
     """
-    path = Path(path)
-    content = _read(path)
+    return build_checkpoint(_read(Path(path)), Path(path), device)
+
+
+def build_checkpoint(
+    content: dict[str, Any], path: Path, device: str | torch.device = "cpu"
+) -> Checkpoint:
+    """Return the checkpoint that a file holds; ``load_checkpoint`` after the reading.
+
+    Args:
+        content: What the file holds, changed nowhere.
+        path: Its path, for messages.
+        device: As for ``load_checkpoint``.
+
+    Raises:
+        ValueError: As ``load_checkpoint``.
+    """
     try:
+        _check_parts(content)
+        family, config = read_config(content["family"], content["config"])
         with torch.random.fork_rng(devices=[]):
-            model = build_from_config(content["family"], content["config"])
-        load_strictly(model, content["weights"])
+            model = build_with_weights(family.model, config, content["weights"])
         checkpoint = Checkpoint(
             model=model,
             tokenizer=build_tokenizer(content["tokenizer"]) if content["tokenizer"] else None,
@@ -170,26 +200,41 @@ def _storable(value: Any, where: str) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no checkpoint file at {path}: give the path of a .pt file of ours")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about files that are refused anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no common type for damaged or refused files
-        raise ValueError(
-            f"{path} can't be read as a checkpoint ({type(error).__name__}): it is damaged, or was "
-            "not written by train.py or models.convert"
-        ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    remedy = "it is damaged, or was not written by train.py or models.convert"
+    content = read_archive(path, kind="a checkpoint", remedy=remedy)
+    if not is_checkpoint(content):
         raise ValueError(
             f"{path} is not a checkpoint of ours: no format name {FORMAT!r} in it; "
             "convert other weights with python -m models.convert"
         )
-    if content.get("version") != VERSION:
+    return dict(content)
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Return whether what a file holds calls itself a checkpoint of ours."""
+    name = content.get("format") if isinstance(content, dict) else None
+    return isinstance(name, str) and name == FORMAT
+
+
+def _check_parts(content: dict[str, Any]) -> None:
+    """Raise where a part is missing or of another type; a damaged file can hold anything."""
+    version = content.get("version")
+    if version != VERSION:
         raise ValueError(
-            f"{path} has checkpoint version {content.get('version')!r}, this code reads {VERSION}: "
-            "use the version of the code that wrote it"
+            f"it has checkpoint version {shown(version)}, this code reads {VERSION}: use the "
+            "version of the code that wrote it"
         )
     wrong = [name for name, types in _PARTS.items() if not isinstance(content.get(name, ()), types)]
     if wrong:
-        raise ValueError(f"{path} is not a whole checkpoint: missing or wrong {', '.join(wrong)}")
-    return content
+        raise ValueError(f"it is not a whole checkpoint: missing or wrong {', '.join(wrong)}")
+    for part, schema in (("frontend", _FRONT_END), ("decoding", _DECODING)):
+        for name, value in content[part].items():
+            if name in schema and not has_type(value, schema[name]):
+                raise ValueError(f"its {part} has {name} {shown(value)}, expected {schema[name]}")
+    for part in ("config", "weights", "run"):
+        if not all(isinstance(name, str) for name in content[part]):
+            raise ValueError(f"its {part} has a name that is no text")
+    for name, mask in content["masks"].items():
+        parts = (mask.get("bits"), mask.get("shape")) if isinstance(mask, dict) else (None, None)
+        if not isinstance(parts[0], Tensor) or not has_type(parts[1], "list of id"):
+            raise ValueError(f"its mask {shown(name)} is not bits and a shape")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from models.fields import JsonFile
 from models.spec_augment import SpecAugment
 from models.tokenizers import Tokenizer
 from models.weights import KeyMap
@@ -140,16 +141,15 @@ class HuggingFace:
         model_type: Name of the family in ``config.json``.
         architecture: The class in ``transformers`` that has all of the model.
         keys: Their parameter names and ours.
-        config: Name of a setting there, its name here, and the default there (old files leave
-            defaults out).
+        config: Name of a setting there, its name here, its type (as in ``models.fields``), and the
+            default there (old files leave defaults out).
         required: Settings that change what a model computes, and the only value that ours computes.
         read_config: Takes all of their settings and ours as read by ``config``; returns ours.
         finish_config: Takes our model, decoding settings and their settings as written by
             ``config``; returns theirs.
-        may_lack: Takes their settings and parameter names; returns our names of parameters that the
-            file may do without.
-        read_settings: Takes the folder, our config and their settings; reads what stands beside the
-            weights.
+        may_lack: Takes their parameter names; returns our names of parameters that the file does
+            without.
+        read_settings: Takes our config and their ``config.json``; reads what stands beside it.
         write_settings: Takes our model and settings; adds files to the folder, and changes what in
             it depends on them.
     """
@@ -157,12 +157,12 @@ class HuggingFace:
     model_type: str
     architecture: str
     keys: KeyMap
-    config: tuple[tuple[str, str, Any], ...]
+    config: tuple[tuple[str, str, str, Any], ...]
     required: Mapping[str, Any]
-    read_config: Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]]
+    read_config: Callable[[JsonFile, dict[str, Any]], dict[str, Any]]
     finish_config: Callable[[Any, Mapping[str, Any], dict[str, Any]], dict[str, Any]]
-    may_lack: Callable[[Mapping[str, Any], Collection[str]], tuple[str, ...]]
-    read_settings: Callable[[Path, Any, Mapping[str, Any]], Settings]
+    may_lack: Callable[[Collection[str]], tuple[str, ...]]
+    read_settings: Callable[[Any, JsonFile], Settings]
     write_settings: Callable[[Any, Settings, HuggingFaceFolder], None]
 
 

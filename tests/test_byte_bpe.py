@@ -277,7 +277,7 @@ def test_contradicting_parts_raise(part, change, message):
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "a space before"),
         ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "no pre-tokenisation"),
         ({"model": {"type": "Unigram", "vocab": {}, "merges": []}}, "uses model 'Unigram'"),
-        ({"model": None}, "not a byte-level BPE tokenizer.json"),
+        ({"model": None}, "model is None, expected dict of any"),
         ({"model": {"type": "BPE", "vocab": {"a": 1}, "merges": []}}, "ids are not 0 to 0"),
         ({"added_tokens": [{"id": 1, "content": "a", "lstrip": True}]}, "tokens that strip"),
     ],

@@ -151,8 +151,8 @@ def test_spec_survives_json_and_a_weights_only_load(make):
         ({"extra": 1}, r"missing fields \[\], unknown \['extra'\]"),
         ({"symbols": None}, "field 'symbols' is not a list of str"),
         ({"symbols": ["a", 1]}, "field 'symbols' is not a list of str"),
-        ({"blank_id": True}, "field 'blank_id' is not a int or null"),
-        ({"start_ids": [0.0]}, "field 'start_ids' is not a list of int or null"),
+        ({"blank_id": True}, "field 'blank_id' is not a id or null"),
+        ({"start_ids": [0.0]}, "field 'start_ids' is not a list of id or null"),
         ({"blank_id": 99}, "special id 99"),
     ],
 )

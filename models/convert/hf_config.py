@@ -4,30 +4,35 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from models import FAMILIES, SpeechModel, build_from_config
+from models import FAMILIES, Family, SpeechModel, read_config
+from models.fields import Field, JsonFile, shown, take_fields
 
 
-def build_from_hf_config(config: Mapping[str, Any]) -> SpeechModel:
-    """Build the model that a Hugging Face ``config.json`` describes, with random weights.
+def read_hf_config(file: JsonFile) -> tuple[Family, Any]:
+    """Return the family and our config of a Hugging Face ``config.json``.
 
     Settings of no consequence for the model are ignored.
 
     Raises:
-        ValueError: If the model type, or a setting that changes the numbers, is not implemented.
+        ValueError: If the model type, or a setting that changes the numbers, is not implemented,
+            or a setting is of another type.
     """
     families = {family.hugging_face.model_type: family for family in FAMILIES.values()}
-    model_type = config.get("model_type", "")
-    if model_type not in families:
+    model_type = file.content.get("model_type", "")
+    if not isinstance(model_type, str) or model_type not in families:
         raise ValueError(
-            f"model_type {model_type!r} is not implemented: only {' and '.join(families)} are"
+            f"model_type {shown(model_type)} is not implemented: only {' and '.join(families)} are"
         )
     family = families[model_type]
     for name, wanted in family.hugging_face.required.items():
-        if config.get(name, wanted) != wanted:
-            raise ValueError(f"{name} = {config[name]!r} is not implemented, only {wanted!r} is")
+        if file.content.get(name, wanted) != wanted:
+            raise ValueError(
+                f"{name} = {shown(file.content[name])} is not implemented, only {wanted!r} is"
+            )
     table = family.hugging_face.config
-    native = {ours: config.get(theirs, default) for theirs, ours, default in table}
-    return build_from_config(family.name, family.hugging_face.read_config(config, native))
+    theirs = take_fields({name: Field(kind, default) for name, _, kind, default in table}, file)
+    ours = {name_here: theirs[name] for name, name_here, _, _ in table}
+    return read_config(family.name, family.hugging_face.read_config(file, ours))
 
 
 def hf_config(model: SpeechModel, decoding: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def hf_config(model: SpeechModel, decoding: Mapping[str, Any]) -> dict[str, Any]
     """
     hugging_face = FAMILIES[model.family].hugging_face
     native = asdict(model.config)
-    config = {theirs: native[ours] for theirs, ours, _ in hugging_face.config}
+    config = {theirs: native[ours] for theirs, ours, _, _ in hugging_face.config}
     config |= hugging_face.required
     config |= {
         "model_type": hugging_face.model_type,

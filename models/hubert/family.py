@@ -11,8 +11,8 @@ HUGGING_FACE = replace(
     hugging_face.HUGGING_FACE,
     model_type="hubert",
     architecture="HubertForCTC",
-    keys=replace(hugging_face.KEYS, prefix="hubert.", dropped=()),
-    config=(*hugging_face.CONFIG, ("feat_proj_layer_norm", "projection_norm", True)),
+    keys=replace(hugging_face.KEYS, prefix="hubert.", dropped=("mask_time_emb_vector",)),
+    config=(*hugging_face.CONFIG, ("feat_proj_layer_norm", "projection_norm", "bool", True)),
     required={**hugging_face.REQUIRED, "conv_pos_batch_norm": False},
 )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from models.fields import has_type, shown
 from models.tokenizers.byte_bpe import ByteBPETokenizer, hf_tokenizer_json
 from models.tokenizers.subword import SubwordTokenizer
 from models.tokenizers.symbols import SymbolTokenizer
@@ -57,9 +58,9 @@ class Tokenizer(Protocol):
 _SYMBOL_FIELDS = {
     "kind": "str",
     "symbols": "list of str",
-    "blank_id": "int or null",
-    "eos_id": "int or null",
-    "start_ids": "list of int or null",
+    "blank_id": "id or null",
+    "eos_id": "id or null",
+    "start_ids": "list of id or null",
 }
 _FIELDS = {
     "phone": _SYMBOL_FIELDS,
@@ -69,7 +70,7 @@ _FIELDS = {
         "kind": "str",
         "vocab": "list of str",
         "merges": "list of str",
-        "added_tokens": "dict of int",
+        "added_tokens": "dict of id",
         "language": "str",
         "task": "str",
     },
@@ -91,13 +92,15 @@ def build_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
     """
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise ValueError(f"unknown tokenizer kind {kind!r}: expected one of {', '.join(_FIELDS)}")
+        raise ValueError(
+            f"unknown tokenizer kind {shown(kind)}: expected one of {', '.join(_FIELDS)}"
+        )
     expected = _FIELDS[kind]
     if set(spec) != set(expected):
         missing, unknown = sorted(set(expected) - set(spec)), sorted(set(spec) - set(expected))
         raise ValueError(f"{kind} tokenizer spec: missing fields {missing}, unknown {unknown}")
     for name, wanted in expected.items():
-        if not _has_type(spec[name], wanted):
+        if not has_type(spec[name], wanted):
             raise ValueError(f"{kind} tokenizer spec: field {name!r} is not a {wanted}")
     fields = {name: value for name, value in spec.items() if name != "kind"}
     if kind == "subword":
@@ -105,15 +108,3 @@ def build_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
     if kind == "bpe":
         return ByteBPETokenizer(**fields)
     return SymbolTokenizer(kind, **fields)
-
-
-def _has_type(value: object, wanted: str) -> bool:
-    if wanted.endswith(" or null"):
-        return value is None or _has_type(value, wanted.removesuffix(" or null"))
-    if wanted.startswith("list of "):
-        return isinstance(value, list) and all(_has_type(v, wanted[8:]) for v in value)
-    if wanted.startswith("dict of "):
-        return isinstance(value, dict) and all(
-            isinstance(key, str) and _has_type(v, wanted[8:]) for key, v in value.items()
-        )
-    return type(value) is {"str": str, "int": int}[wanted]

@@ -7,13 +7,14 @@ came in between are listed here, so ids do not depend on the Python in use; no o
 matters changed. A Python with Unicode 17 may cut the characters new in 17 differently.
 """
 
+import copy
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.files import read_json
+from models.fields import Field, JsonFile, shown, take_fields, take_table
 
 # Assigned in Unicode 14, 15, 15.1 and 16: ranges of hexadecimal code points, last one included.
 _NEW_LETTERS = """
@@ -38,6 +39,18 @@ _TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
 _NUM_TIMESTAMPS = 1501  # 0.00 to 30.00 seconds in steps of 0.02
 _NO_MERGE = (float("inf"), -1)
 _MAX_CACHED_WORDS = 1 << 16
+_TOKENIZER_JSON = {
+    "model": Field("dict of any", {}),
+    "added_tokens": Field("list of dict of any or null", []),
+    "normalizer": Field("any"),
+    "pre_tokenizer": Field("dict of any or null", {}),
+}
+_MODEL = {
+    "vocab": Field("dict of id"),
+    "merges": Field("list of str or list of list of str"),
+}
+_ADDED = {"content": Field("str"), "id": Field("id")}
+TASKS = ("transcribe", "translate")
 _EOS, _START, _NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
 
 
@@ -119,18 +132,23 @@ class ByteBPETokenizer:
             ValueError: If the file cannot be read, or describes another tokenizer than a
                 byte-level one.
         """
-        content = read_json(path)
-        try:
-            model = content["model"]
-            merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-            added = {token["content"]: token["id"] for token in content["added_tokens"]}
-            _refuse_other_pipelines(content, path)
-            return cls(_by_id(model["vocab"], path), merges, added, language, task)
-        except (AttributeError, KeyError, TypeError) as error:
+        file = JsonFile.read(Path(path), needed=True)
+        content = take_fields(_TOKENIZER_JSON, file)
+        model = take_fields(_MODEL, JsonFile(file.path, content["model"]))
+        tokens = [
+            take_fields(_ADDED, JsonFile(file.path, each)) for each in content["added_tokens"]
+        ]
+        _refuse_other_pipelines(content, path)
+        if model["vocab"] is None or model["merges"] is None:
             raise ValueError(
-                f"{path}: not a byte-level BPE tokenizer.json ({type(error).__name__}: {error}); "
-                "expected model.vocab, model.merges and added_tokens"
-            ) from error
+                f"{path}: not a byte-level BPE tokenizer.json; expected model.vocab, model.merges "
+                "and added_tokens"
+            )
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        added = {token["content"]: token["id"] for token in tokens}
+        if None in added or None in added.values():
+            raise ValueError(f"{path}: an added token lacks its content or id: restore the file")
+        return cls(_by_id(model["vocab"], path), merges, added, language, task)
 
     @classmethod
     def from_slow_files(
@@ -156,14 +174,34 @@ class ByteBPETokenizer:
         Raises:
             ValueError: If a file cannot be read or the files do not fit together.
         """
-        tokens = read_json(vocab)
+        tokens = take_table(JsonFile.read(Path(vocab), needed=True), "id")
         lines = _read_text(merges).split("\n")
         lines = lines[1:] if lines[0].startswith("#version") else lines
         added = {t: i for t, i in tokens.items() if t.startswith("<|") and t.endswith("|>")}
         if added_tokens is not None:
-            added |= read_json(added_tokens)
+            added |= take_table(JsonFile.read(Path(added_tokens), needed=True), "id")
         ordinary = {t: i for t, i in tokens.items() if t not in added}
         return cls(_by_id(ordinary, vocab), [m for m in lines if m], added, language, task)
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Return whether the vocabulary is the multilingual one, whatever language it speaks."""
+        return self.eos_id > len(_BYTE_CHARACTERS) + len(self.merges)
+
+    def speaking(self, start_ids: Sequence[int]) -> "ByteBPETokenizer":
+        """Return this tokenizer with the language and task that are among ``start_ids``.
+
+        Args:
+            start_ids: Where they name no language or task, it stays what it was.
+        """
+        found = {self._special_text[i][2:-2] for i in start_ids if i in self._special_text}
+        other = copy.copy(self)
+        if self.is_multilingual:
+            other.task = next((task for task in TASKS if task in found), self.task)
+            rest = found - {*TASKS, _START[2:-2], _NO_TIMESTAMPS[2:-2], _EOS[2:-2]}
+            other.language = next((name for name in rest if name.isalpha()), self.language)
+            other.start_ids = other._find_start_ids()
+        return other
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, nothing added before or after.
@@ -260,7 +298,7 @@ class ByteBPETokenizer:
 
     def _find_start_ids(self) -> tuple[int, ...]:
         start, end = self._special_id(_START), self._special_id(_NO_TIMESTAMPS)
-        if self.eos_id > len(_BYTE_CHARACTERS) + len(self.merges):  # multilingual
+        if self.is_multilingual:
             language, task = f"<|{self.language}|>", f"<|{self.task}|>"
             return start, self._special_id(language), self._special_id(task), end
         if (self.language, self.task) != ("en", "transcribe"):
@@ -413,12 +451,12 @@ def _by_id(tokens: Mapping[str, int], path: str | Path) -> list[str]:
 
 def _refuse_other_pipelines(content: Mapping[str, Any], path: str | Path) -> None:
     """Raise where the file asks for a step that this tokenizer does not take."""
-    model, before = content["model"], content.get("pre_tokenizer") or {}
+    model, before = content["model"], content["pre_tokenizer"]
     token_flags = ("single_word", "lstrip", "rstrip")
     reasons = {
-        f"model {model.get('type')!r}": model.get("type", "BPE") != "BPE",
-        "a normalizer": bool(content.get("normalizer")),
-        f"pre-tokenizer {before.get('type')!r}": before.get("type") != "ByteLevel",
+        f"model {shown(model.get('type'))}": model.get("type", "BPE") != "BPE",
+        "a normalizer": bool(content["normalizer"]),
+        f"pre-tokenizer {shown(before.get('type'))}": before.get("type") != "ByteLevel",
         "a space before the text": before.get("add_prefix_space", False),
         "no pre-tokenisation pattern": not before.get("use_regex", True),
         "a prefix or suffix of subwords": bool(

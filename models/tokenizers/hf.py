@@ -1,9 +1,11 @@
-"""Hugging Face's tokenizer files of the tokenizers that models of any family may have."""
+"""What stands beside the weights in Hugging Face folders of any family."""
 
 import base64
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from models.fields import JsonFile, shown
 from models.tokenizers.subword import SubwordTokenizer
 from models.tokenizers.symbols import SymbolTokenizer
 
@@ -44,6 +46,12 @@ def phones_json(tokenizer: SymbolTokenizer) -> dict[str, Any]:
             "unk_token": "<unk>",
         },
     }
+
+
+def is_phones_json(file: JsonFile) -> bool:
+    """Return whether a ``tokenizer.json`` is of the kind that `phones_json` describes."""
+    model = file.content.get("model")
+    return isinstance(model, dict) and model.get("type") == "WordLevel"
 
 
 def unigram_json(tokenizer: SubwordTokenizer) -> dict[str, Any]:
@@ -87,3 +95,47 @@ def symbols_by_id(vocab: Mapping[str, int]) -> list[str]:
     if [vocab[symbol] for symbol in symbols] != list(range(len(symbols))):
         raise ValueError(f"the vocabulary's ids are not 0 to {len(symbols) - 1}, each once")
     return symbols
+
+
+def token_text(file: JsonFile, name: str, token: str | dict[str, Any]) -> str:
+    """Return the text of a special token, which stands there bare or in an object.
+
+    Raises:
+        ValueError: If the object holds no text.
+    """
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise file.error(name, "a token or an object with its content")
+    return text
+
+
+def front_end_file(folder: Path) -> JsonFile:
+    """Return what a folder says of its front end, {} where it says nothing.
+
+    transformers 5 writes ``processor_config.json``, which holds it under ``feature_extractor`` and
+    comes first for it; earlier versions write ``preprocessor_config.json``.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    processor = JsonFile.read(folder / "processor_config.json")
+    for name in ("feature_extractor", "audio_processor"):
+        content = processor.content.get(name)
+        if isinstance(content, dict):
+            return JsonFile(processor.path, content)
+        if content is not None:
+            raise processor.error(name, "an object")
+    return JsonFile.read(folder / "preprocessor_config.json")
+
+
+def refuse_another(file: JsonFile, name: str, found: Any, wanted: Any) -> None:
+    """Raise where a front end is set to what ours does not compute.
+
+    Raises:
+        ValueError: If ``found`` is not ``wanted``; names the file and the setting.
+    """
+    if isinstance(found, bool) != isinstance(wanted, bool) or found != wanted:
+        raise ValueError(
+            f"{file.path}: {name} is {shown(found)}, and only {wanted!r} is implemented: "
+            "give weights with such a front end"
+        )

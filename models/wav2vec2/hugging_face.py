@@ -5,10 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data.files import read_json
 from models.family import HuggingFace, HuggingFaceFolder, Settings, Waveform
+from models.fields import Field, JsonFile, shown, take_fields, take_table
 from models.tokenizers import SubwordTokenizer, SymbolTokenizer, Tokenizer
-from models.tokenizers.hf import fast_tokenizer_files, symbols_by_id, unigram_json
+from models.tokenizers.hf import (
+    fast_tokenizer_files,
+    front_end_file,
+    refuse_another,
+    symbols_by_id,
+    token_text,
+    unigram_json,
+)
 from models.wav2vec2.config import Wav2Vec2Config
 from models.wav2vec2.model import Wav2Vec2
 from models.weights import ATTENTION_LEAVES, KeyMap
@@ -41,36 +48,37 @@ KEYS = KeyMap(
         "lm_head": "head",
     },
     unprefixed=("lm_head",),
-    dropped=("quantizer.", "project_q.", "project_hid."),  # of pre-training
+    # Of pre-training, and a left-over of fine-tuning code from before transformers 4.3.
+    dropped=("quantizer.", "project_q.", "project_hid.", "mask_time_emb_vector"),
 )
 
 CONFIG = (
-    ("conv_dim", "conv_dims", (512,) * 7),
-    ("conv_kernel", "conv_kernels", (10, 3, 3, 3, 3, 2, 2)),
-    ("conv_stride", "conv_strides", (5, 2, 2, 2, 2, 2, 2)),
-    ("conv_bias", "conv_bias", False),
-    ("feat_extract_norm", "conv_norm", "group"),
-    ("hidden_size", "d_model", 768),
-    ("num_hidden_layers", "num_layers", 12),
-    ("num_attention_heads", "num_heads", 12),
-    ("intermediate_size", "ffn_dim", 3072),
-    ("num_conv_pos_embeddings", "positional_kernel", 128),
-    ("num_conv_pos_embedding_groups", "positional_groups", 16),
-    ("do_stable_layer_norm", "norm_first", False),
-    ("vocab_size", "vocab_size", 32),
-    ("hidden_dropout", "dropout", 0.1),
-    ("attention_dropout", "attention_dropout", 0.1),
-    ("activation_dropout", "activation_dropout", 0.1),
-    ("feat_proj_dropout", "projection_dropout", 0.0),
-    ("final_dropout", "head_dropout", 0.1),
-    ("layerdrop", "layer_drop", 0.1),
-    ("mask_time_prob", "mask_time_prob", 0.05),
-    ("mask_time_length", "mask_time_length", 10),
-    ("mask_time_min_masks", "mask_time_min", 2),
-    ("mask_feature_prob", "mask_channel_prob", 0.0),
-    ("mask_feature_length", "mask_channel_length", 10),
-    ("mask_feature_min_masks", "mask_channel_min", 0),
-    ("layer_norm_eps", "layer_norm_eps", 1e-5),
+    ("conv_dim", "conv_dims", "list of size", (512,) * 7),
+    ("conv_kernel", "conv_kernels", "list of size", (10, 3, 3, 3, 3, 2, 2)),
+    ("conv_stride", "conv_strides", "list of size", (5, 2, 2, 2, 2, 2, 2)),
+    ("conv_bias", "conv_bias", "bool", False),
+    ("feat_extract_norm", "conv_norm", "str", "group"),
+    ("hidden_size", "d_model", "size", 768),
+    ("num_hidden_layers", "num_layers", "size", 12),
+    ("num_attention_heads", "num_heads", "size", 12),
+    ("intermediate_size", "ffn_dim", "size", 3072),
+    ("num_conv_pos_embeddings", "positional_kernel", "size", 128),
+    ("num_conv_pos_embedding_groups", "positional_groups", "size", 16),
+    ("do_stable_layer_norm", "norm_first", "bool", False),
+    ("vocab_size", "vocab_size", "size", 32),
+    ("hidden_dropout", "dropout", "share", 0.1),
+    ("attention_dropout", "attention_dropout", "share", 0.1),
+    ("activation_dropout", "activation_dropout", "share", 0.1),
+    ("feat_proj_dropout", "projection_dropout", "share", 0.0),
+    ("final_dropout", "head_dropout", "share", 0.1),
+    ("layerdrop", "layer_drop", "share", 0.1),
+    ("mask_time_prob", "mask_time_prob", "share", 0.05),
+    ("mask_time_length", "mask_time_length", "size", 10),
+    ("mask_time_min_masks", "mask_time_min", "id", 2),
+    ("mask_feature_prob", "mask_channel_prob", "share", 0.0),
+    ("mask_feature_length", "mask_channel_length", "size", 10),
+    ("mask_feature_min_masks", "mask_channel_min", "id", 0),
+    ("layer_norm_eps", "layer_norm_eps", "number", 1e-5),
 )
 
 
@@ -83,8 +91,8 @@ REQUIRED = {
 }
 
 
-def _read_config(hf_config: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    if not hf_config.get("apply_spec_augment", True):
+def _read_config(file: JsonFile, config: dict[str, Any]) -> dict[str, Any]:
+    if not take_fields({"apply_spec_augment": Field("bool", True)}, file)["apply_spec_augment"]:
         config |= {"mask_time_prob": 0.0, "mask_channel_prob": 0.0}
     return config
 
@@ -102,39 +110,63 @@ def _finish_config(
     return hf_config | {f"{name}_token_id": value for name, value in special.items()}
 
 
-def _may_lack(hf_config: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
-    """Allow for an encoder alone, and for the mask embedding that transformers may not make."""
+def _may_lack(names: Collection[str]) -> tuple[str, ...]:
+    """Allow for an encoder alone, and for files without the mask embedding, as many are."""
     may_lack: tuple[str, ...] = ()
     if not any("lm_head." in name for name in names):
         may_lack += ("head.weight", "head.bias")
-    if not (hf_config.get("mask_time_prob", 0.05) or hf_config.get("mask_feature_prob", 0.0)):
+    if not any(name.endswith("masked_spec_embed") for name in names):
         may_lack += ("masked_embedding",)
     return may_lack
 
 
-def _read_settings(folder: Path, config: Wav2Vec2Config, hf_config: Mapping[str, Any]) -> Settings:
-    preprocessor = read_json(folder / "preprocessor_config.json", needed=False)
+_FRONT_END = {
+    "do_normalize": Field("bool", True),
+    "sampling_rate": Field("any", 16000),
+    "feature_size": Field("any", 1),
+    "padding_side": Field("any", "right"),
+    "padding_value": Field("any", 0.0),
+}
+
+
+def _read_settings(config: Wav2Vec2Config, file: JsonFile) -> Settings:
+    folder = file.path.parent
+    extractor = front_end_file(folder)
+    front_end = take_fields(_FRONT_END, extractor)
+    for name in ("sampling_rate", "feature_size", "padding_side", "padding_value"):
+        refuse_another(extractor, name, front_end[name], _FRONT_END[name].default)
+
     tokenizer = _read_tokenizer(folder, config.vocab_size)
-    blank_id = hf_config.get("pad_token_id", 0) if tokenizer is None else tokenizer.blank_id
-    frontend = Waveform(normalize=preprocessor.get("do_normalize", True))
+    pad_id = take_fields({"pad_token_id": Field("id or null", 0)}, file)["pad_token_id"]
+    blank_id = pad_id if tokenizer is None else tokenizer.blank_id
+    if blank_id is None or blank_id >= config.vocab_size:
+        raise file.error("pad_token_id", f"an id below vocab_size, {config.vocab_size}")
+    frontend = Waveform(normalize=front_end["do_normalize"])
     return Settings(tokenizer, asdict(frontend), {"blank_id": blank_id})
 
 
+_TOKENIZER = {
+    "word_delimiter_token": Field("str or dict of any or null", "|"),
+    "pad_token": Field("str or dict of any or null", "<pad>"),
+    "tokenizer_class": Field("str or null", ""),
+}
+
+
 def _read_tokenizer(folder: Path, vocab_size: int) -> SymbolTokenizer | None:
-    vocab = read_json(folder / "vocab.json", needed=False)
+    vocab = take_table(JsonFile.read(folder / "vocab.json"), "id")
     if not vocab:
         return None
-    added = read_json(folder / "added_tokens.json", needed=False)
+    added = take_table(JsonFile.read(folder / "added_tokens.json"), "id")
     if len(vocab) < vocab_size:
         vocab |= added
-    settings = read_json(folder / "tokenizer_config.json", needed=False)
-    space, blank = settings.get("word_delimiter_token") or "|", settings.get("pad_token", "<pad>")
-    blank = blank["content"] if isinstance(blank, dict) else blank
+    file = JsonFile.read(folder / "tokenizer_config.json")
+    settings = take_fields(_TOKENIZER, file)
+    space, blank = (token_text(file, n, settings[n]) for n in ("word_delimiter_token", "pad_token"))
     if blank not in vocab:
-        raise ValueError(f"vocab.json has no {blank!r}, the pad token that CTC's blank is")
+        raise ValueError(f"vocab.json has no {shown(blank)}, the pad token that CTC's blank is")
     blank_id = vocab[blank]
     symbols = symbols_by_id({"|" if symbol == space else symbol: i for symbol, i in vocab.items()})
-    is_phone = "Phoneme" in settings.get("tokenizer_class", "")
+    is_phone = "Phoneme" in settings["tokenizer_class"]
     return SymbolTokenizer("phone" if is_phone else "char", symbols, blank_id=blank_id)
 
 

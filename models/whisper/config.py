@@ -10,6 +10,9 @@ class WhisperConfig:
 
     ``audio_positions`` counts encoder frames (20 ms each), ``text_positions`` tokens. The three
     dropouts are probabilities and act only while training.
+
+    Raises:
+        ValueError: If the width is odd, below 4, or no multiple of the heads.
     """
 
     num_mels: int = 80
@@ -26,6 +29,14 @@ class WhisperConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_heads", "decoder_heads"):
+            heads = getattr(self, name)
+            if heads < 1 or self.d_model % heads:
+                raise ValueError(f"d_model {self.d_model} is not a multiple of {name} {heads}")
+        if self.d_model < 4 or self.d_model % 2:
+            raise ValueError(f"d_model is {self.d_model}; use an even number, at least 4")
 
 
 @dataclass(frozen=True)

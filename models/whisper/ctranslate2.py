@@ -21,7 +21,7 @@ from torch import Tensor
 from data.files import read_json
 from models.family import LogMel, Settings
 from models.tokenizers import ByteBPETokenizer
-from models.weights import ATTENTION_LEAVES, KeyMap, load_renamed
+from models.weights import ATTENTION_LEAVES, KeyMap, build_renamed
 from models.whisper.config import WhisperConfig
 from models.whisper.model import Whisper
 
@@ -115,8 +115,7 @@ def load_ctranslate2(folder: Path) -> tuple[Whisper, Settings]:
             tensors["decoder.projection.weight"], tensors["decoder.embeddings.weight"]
         ):
             raise ValueError("its output head differs from the token embedding: use a tied model")
-        model = Whisper(_config(tensors, heads))
-        load_renamed(model, tensors, _KEYS)
+        model = build_renamed(Whisper, _config(tensors, heads), tensors, _KEYS)
     except KeyError as error:
         raise ValueError(f"{folder}/model.bin has no {error.args[0]}: not a whole model") from None
     except ValueError as error:

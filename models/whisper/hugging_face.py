@@ -1,13 +1,13 @@
 """Whisper in Hugging Face folders."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data.files import read_json
 from models.family import HuggingFace, HuggingFaceFolder, LogMel, Settings
+from models.fields import Field, JsonFile, has_type, shown, take_fields
 from models.tokenizers import (
     ByteBPETokenizer,
     SubwordTokenizer,
@@ -15,9 +15,19 @@ from models.tokenizers import (
     Tokenizer,
     hf_tokenizer_json,
 )
-from models.tokenizers.hf import fast_tokenizer_files, phones_json, symbols_by_id, unigram_json
+from models.tokenizers.byte_bpe import TASKS
+from models.tokenizers.hf import (
+    fast_tokenizer_files,
+    front_end_file,
+    is_phones_json,
+    phones_json,
+    refuse_another,
+    symbols_by_id,
+    unigram_json,
+)
 from models.weights import ATTENTION_LEAVES, KeyMap
 from models.whisper.config import WhisperConfig
+from models.whisper.languages import language_token
 from models.whisper.model import Whisper
 
 _ENDS = ("pad", "bos", "eos")  # all of them are the token that ends a text
@@ -54,20 +64,20 @@ _KEYS = KeyMap(
 )
 
 _CONFIG = (
-    ("num_mel_bins", "num_mels", 80),
-    ("max_source_positions", "audio_positions", 1500),
-    ("max_target_positions", "text_positions", 448),
-    ("d_model", "d_model", 384),
-    ("encoder_layers", "encoder_layers", 4),
-    ("decoder_layers", "decoder_layers", 4),
-    ("encoder_attention_heads", "encoder_heads", 6),
-    ("decoder_attention_heads", "decoder_heads", 6),
-    ("encoder_ffn_dim", "encoder_ffn_dim", 1536),
-    ("decoder_ffn_dim", "decoder_ffn_dim", 1536),
-    ("vocab_size", "vocab_size", 51865),
-    ("dropout", "dropout", 0.0),
-    ("attention_dropout", "attention_dropout", 0.0),
-    ("activation_dropout", "activation_dropout", 0.0),
+    ("num_mel_bins", "num_mels", "size", 80),
+    ("max_source_positions", "audio_positions", "size", 1500),
+    ("max_target_positions", "text_positions", "size", 448),
+    ("d_model", "d_model", "size", 384),
+    ("encoder_layers", "encoder_layers", "size", 4),
+    ("decoder_layers", "decoder_layers", "size", 4),
+    ("encoder_attention_heads", "encoder_heads", "size", 6),
+    ("decoder_attention_heads", "decoder_heads", "size", 6),
+    ("encoder_ffn_dim", "encoder_ffn_dim", "size", 1536),
+    ("decoder_ffn_dim", "decoder_ffn_dim", "size", 1536),
+    ("vocab_size", "vocab_size", "size", 51865),
+    ("dropout", "dropout", "share", 0.0),
+    ("attention_dropout", "attention_dropout", "share", 0.0),
+    ("activation_dropout", "activation_dropout", "share", 0.0),
 )
 
 
@@ -88,60 +98,180 @@ def _finish_config(
     return hf_config | {f"{name}_token_id": decoding.get("eos_id") for name in _ENDS}
 
 
-def _read_settings(folder: Path, config: WhisperConfig, hf_config: Mapping[str, Any]) -> Settings:
-    # Settings that older folders keep in config.json; the newer file wins.
-    settings = {**hf_config, **read_json(folder / "generation_config.json", needed=False)}
-    start_ids = _start_ids(settings)
-    tokenizer = _read_tokenizer(folder, settings, start_ids)
-    if tokenizer is not None and len(start_ids) == 1 and tokenizer.start_ids:
-        start_ids = list(tokenizer.start_ids)
-    positions, most_tokens = config.audio_positions, config.text_positions
-    audio_ctx: float | str | None = None if positions == 1500 else positions / 50  # 20 ms each
-    if read_json(folder / "preprocessor_config.json", needed=False).get("audio_ctx") == "own":
-        audio_ctx = "own"  # written by us, of a model that was trained like that
-    eos_id = settings.get("eos_token_id", 50256)
+_DECODING = {
+    "decoder_start_token_id": Field("id or null"),
+    "eos_token_id": Field("id or list of id or null"),
+    "forced_decoder_ids": Field("list of list of any or null", ()),
+    "suppress_tokens": Field("list of int or null", ()),
+    "begin_suppress_tokens": Field("list of int or null", ()),
+    "language": Field("str or null"),
+    "task": Field("str or null"),
+    "is_multilingual": Field("bool or null", True),
+    "lang_to_id": Field("dict of id or null", {}),
+    "task_to_id": Field("dict of id or null", {}),
+    "no_timestamps_token_id": Field("id or null"),
+    "max_length": Field("size or null"),
+    "max_new_tokens": Field("size or null"),
+}
+_FRONT_END = {
+    "sampling_rate": Field("any", 16000),
+    "hop_length": Field("any", 160),
+    "n_fft": Field("any", 400),
+    "dither": Field("any", 0.0),
+    "do_normalize": Field("any", False),
+    "padding_side": Field("any", "right"),
+    "padding_value": Field("any", 0.0),
+}
+
+
+def _read_settings(config: WhisperConfig, config_file: JsonFile) -> Settings:
+    folder = config_file.path.parent
+    # Older folders keep in config.json what newer ones have in a file of its own, which wins.
+    files = (config_file, JsonFile.read(folder / "generation_config.json"))
+    settings = take_fields(_DECODING, *files)
+    tokenizer = _read_text_tokenizer(folder)
+    try:
+        start_ids = _start_ids(settings, tokenizer)
+        eos_id = _eos_id(settings["eos_token_id"], tokenizer)
+        for name, i in [("a start id", i) for i in start_ids] + [("eos_token_id", eos_id)]:
+            if i >= config.vocab_size:
+                raise ValueError(f"{name} is {i}, and vocab_size {config.vocab_size}")
+    except ValueError as error:
+        path = files[1].path if files[1].content else config_file.path
+        raise ValueError(f"{path}: {error}: correct the file") from None
+
+    most_tokens = config.text_positions
+    if (new_tokens := settings["max_new_tokens"]) is None:
+        # transformers adds the start ids to whisper's max_length before it cuts there
+        new_tokens = most_tokens if settings["max_length"] is None else settings["max_length"]
     decoding = {
         "start_ids": start_ids,
-        "eos_id": eos_id[0] if isinstance(eos_id, list) else eos_id,
-        "suppress_ids": list(settings.get("suppress_tokens") or ()),
-        "begin_suppress_ids": list(settings.get("begin_suppress_tokens") or ()),
-        # transformers adds the start ids to whisper's max_length before it cuts there
-        "max_tokens": min(settings.get("max_length", most_tokens) + len(start_ids), most_tokens),
+        "eos_id": eos_id,
+        "suppress_ids": _within(settings["suppress_tokens"], config.vocab_size),
+        "begin_suppress_ids": _within(settings["begin_suppress_tokens"], config.vocab_size),
+        "max_tokens": min(new_tokens + len(start_ids), most_tokens),
     }
-    frontend = LogMel(num_mels=config.num_mels, audio_ctx=audio_ctx)
-    return Settings(tokenizer, asdict(frontend), decoding)
+    front_end = asdict(_read_front_end(folder, config))
+    if tokenizer is None:
+        return Settings(_read_phones(folder, eos_id, start_ids), front_end, decoding)
+    return Settings(tokenizer.speaking(start_ids), front_end, decoding)
 
 
-def _start_ids(settings: Mapping[str, Any]) -> list[int]:
-    """Return the ids that decoding starts with: English where the file leaves the language open."""
-    start_ids = [settings.get("decoder_start_token_id", 50257)]
-    forced = [token for _, token in sorted(settings.get("forced_decoder_ids") or ())]
-    if forced and None not in forced:
-        start_ids += forced
-    elif settings.get("is_multilingual", True) and "lang_to_id" in settings:
-        start_ids += [settings["lang_to_id"]["<|en|>"], settings["task_to_id"]["transcribe"]]
-    no_timestamps = settings.get("no_timestamps_token_id")
+def _read_front_end(folder: Path, config: WhisperConfig) -> LogMel:
+    file = front_end_file(folder)
+    for name, value in take_fields(_FRONT_END, file).items():
+        # null is false for the one switch among them
+        found = False if name == "do_normalize" and value is None else value
+        refuse_another(file, name, found, _FRONT_END[name].default)
+
+    seconds = config.audio_positions / 50  # 20 ms each
+    sizes = {"feature_size": config.num_mels, "chunk_length": math.ceil(seconds)}
+    for name, value in take_fields({n: Field("any", v) for n, v in sizes.items()}, file).items():
+        refuse_another(file, name, value, sizes[name])
+
+    # "own" is written by us, of a model that was trained like that.
+    kind = take_fields({"audio_ctx": Field("str or null")}, file)["audio_ctx"]
+    if kind not in (None, "own"):
+        raise file.error("audio_ctx", "'own'")
+    audio_ctx = kind or (None if config.audio_positions == 1500 else seconds)
+    return LogMel(num_mels=config.num_mels, audio_ctx=audio_ctx)
+
+
+def _within(ids: Sequence[int], vocab_size: int) -> list[int]:
+    """Leave out ids that no token has, such as -1, as transformers does."""
+    return [i for i in ids if 0 <= i < vocab_size]
+
+
+def _eos_id(found: int | list[int] | None, tokenizer: ByteBPETokenizer | None) -> int:
+    if isinstance(found, list) and len(set(found)) > 1:
+        raise ValueError(f"eos_token_id is {shown(found)}, and only one end is implemented")
+    if isinstance(found, list) and found:
+        return found[0]
+    if isinstance(found, int):
+        return found
+    return 50256 if tokenizer is None else tokenizer.eos_id
+
+
+def _start_ids(settings: Mapping[str, Any], tokenizer: ByteBPETokenizer | None) -> list[int]:
+    """Return the ids that decoding starts with: English where the file leaves the language open.
+
+    As in transformers, ``language`` and ``task`` come before ``forced_decoder_ids``; it would
+    listen for the language where neither names one.
+
+    Raises:
+        ValueError: If they name what the model does not know.
+    """
+    languages, tasks = settings["lang_to_id"], settings["task_to_id"]
+    no_timestamps, multilingual = settings["no_timestamps_token_id"], bool(languages)
+    start_id = settings["decoder_start_token_id"]
+    if tokenizer is not None:
+        special, multilingual = tokenizer.added_tokens, tokenizer.is_multilingual
+        languages = languages or special
+        tasks = tasks or {
+            name: special[f"<|{name}|>"] for name in TASKS if f"<|{name}|>" in special
+        }
+        start_id = tokenizer.start_ids[0] if start_id is None else start_id
+        no_timestamps = tokenizer.start_ids[-1] if no_timestamps is None else no_timestamps
+    start_ids = [50257 if start_id is None else start_id]
+
+    language, task = settings["language"], settings["task"]
+    if language is None and task is None:
+        start_ids += _forced_ids(settings["forced_decoder_ids"], languages)
+    if not (multilingual and settings["is_multilingual"]):
+        if language_token(language or "en") != "<|en|>" or task not in (None, "transcribe"):
+            raise ValueError(
+                f"language {shown(language)} and task {shown(task)} are asked of a model that only "
+                "transcribes English"
+            )
+    elif len(start_ids) == 1:
+        start_ids.append(_known("language", language_token(language or "en"), languages))
+        start_ids.append(_known("task", task or "transcribe", tasks))
     if no_timestamps is not None and start_ids[-1] != no_timestamps:
         start_ids.append(no_timestamps)
     return start_ids
 
 
-def _read_tokenizer(
-    folder: Path, settings: Mapping[str, Any], start_ids: list[int]
-) -> Tokenizer | None:
+def _known(kind: str, name: str, ids: Mapping[str, int]) -> int:
+    if name not in ids:
+        raise ValueError(f"{kind} {shown(name)} is not one that the model knows")
+    return ids[name]
+
+
+def _forced_ids(pairs: Sequence[Sequence[Any]], languages: Mapping[str, int]) -> list[int]:
+    """Return the ids at positions 1, 2, ...; no id at the first is a language left open."""
+    ids: list[Any] = [pair[-1] if pair else None for pair in pairs]
+    if ids and list(pairs[0]) == [1, None]:
+        ids[0] = _known("language", "<|en|>", languages)
+        pairs = [[1, ids[0]], *pairs[1:]]
+    if not has_type(ids, "list of id") or list(pairs) != [
+        [place, token] for place, token in enumerate(ids, start=1)
+    ]:
+        raise ValueError(f"forced_decoder_ids is {shown(pairs)}, expected [[1, ID], [2, ID], ...]")
+    return ids
+
+
+def _read_text_tokenizer(folder: Path) -> ByteBPETokenizer | None:
     file = folder / "tokenizer.json"
-    content = read_json(file, needed=False)
-    if content.get("model", {}).get("type") == "WordLevel":  # phones, as to_hf writes them
-        symbols = symbols_by_id(content["model"]["vocab"])
-        return SymbolTokenizer("phone", symbols, None, settings.get("eos_token_id"), start_ids)
-    if content:
-        return ByteBPETokenizer.from_json(file)
+    if file.is_file():
+        return None if is_phones_json(JsonFile.read(file)) else ByteBPETokenizer.from_json(file)
     vocab, merges, added = (
         folder / name for name in ("vocab.json", "merges.txt", "added_tokens.json")
     )
     if not (vocab.is_file() and merges.is_file()):
         return None
     return ByteBPETokenizer.from_slow_files(vocab, merges, added if added.is_file() else None)
+
+
+def _read_phones(folder: Path, eos_id: int, start_ids: list[int]) -> SymbolTokenizer | None:
+    """Read the phones of a ``tokenizer.json`` as ``_write_settings`` writes it."""
+    file = JsonFile.read(folder / "tokenizer.json")
+    if not file.content:
+        return None
+    model = JsonFile(file.path, file.content["model"])
+    vocab = take_fields({"vocab": Field("dict of id")}, model)["vocab"]
+    if vocab is None:
+        raise model.error("vocab", "an object")
+    return SymbolTokenizer("phone", symbols_by_id(vocab), None, eos_id, start_ids)
 
 
 def _write_settings(model: Whisper, settings: Settings, folder: HuggingFaceFolder) -> None:
@@ -242,9 +372,9 @@ HUGGING_FACE = HuggingFace(
     keys=_KEYS,
     config=_CONFIG,
     required=_REQUIRED,
-    read_config=lambda hf_config, config: config,
+    read_config=lambda file, config: config,
     finish_config=_finish_config,
-    may_lack=lambda hf_config, names: (),
+    may_lack=lambda names: (),
     read_settings=_read_settings,
     write_settings=_write_settings,
 )

@@ -1,0 +1,42 @@
+"""The languages that whisper has tokens for, by English name and code."""
+
+_NAMES = """
+english:en chinese:zh german:de spanish:es russian:ru korean:ko french:fr japanese:ja
+portuguese:pt turkish:tr polish:pl catalan:ca dutch:nl arabic:ar swedish:sv italian:it
+indonesian:id hindi:hi finnish:fi vietnamese:vi hebrew:he ukrainian:uk greek:el malay:ms czech:cs
+romanian:ro danish:da hungarian:hu tamil:ta norwegian:no thai:th urdu:ur croatian:hr bulgarian:bg
+lithuanian:lt latin:la maori:mi malayalam:ml welsh:cy slovak:sk telugu:te persian:fa latvian:lv
+bengali:bn serbian:sr azerbaijani:az slovenian:sl kannada:kn estonian:et macedonian:mk breton:br
+basque:eu icelandic:is armenian:hy nepali:ne mongolian:mn bosnian:bs kazakh:kk albanian:sq
+swahili:sw galician:gl marathi:mr punjabi:pa sinhala:si khmer:km shona:sn yoruba:yo somali:so
+afrikaans:af occitan:oc georgian:ka belarusian:be tajik:tg sindhi:sd gujarati:gu amharic:am
+yiddish:yi lao:lo uzbek:uz faroese:fo haitian_creole:ht pashto:ps turkmen:tk nynorsk:nn maltese:mt
+sanskrit:sa luxembourgish:lb myanmar:my tibetan:bo tagalog:tl malagasy:mg assamese:as tatar:tt
+hawaiian:haw lingala:ln hausa:ha bashkir:ba javanese:jw sundanese:su cantonese:yue
+"""
+_OTHER_NAMES = """
+burmese:my valencian:ca flemish:nl haitian:ht letzeburgesch:lb pushto:ps panjabi:pa moldavian:ro
+moldovan:ro sinhalese:si castilian:es mandarin:zh
+"""
+_CODES = {
+    name.replace("_", " "): code
+    for name, _, code in (pair.partition(":") for pair in (_NAMES + _OTHER_NAMES).split())
+}
+
+
+def language_token(language: str) -> str:
+    """Return the token of a language, "<|de|>" for "German", "de" and "<|de|>".
+
+    Raises:
+        ValueError: If whisper has no such language.
+
+    Source:
+        ``whisper/tokenizer.py`` of openai-whisper, for the names.
+    """
+    name = language.lower().removeprefix("<|").removesuffix("|>")
+    code = _CODES.get(name, name)
+    if code not in _CODES.values():
+        raise ValueError(
+            f"language {language[:40]!r} is none of whisper's: give a code such as 'en'"
+        )
+    return f"<|{code}|>"
