@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.corpus import write_manifest
-from data.files import read_json, remove_left_overs, write_json
+from data.files import read_json, remove_left_overs, write_file, write_json
 from data.options import command, interrupts, parse_options, run_program
 from data.run_folder import describe_environment, open_run_folder
 from eval import summary
@@ -86,7 +86,7 @@ def fit_stages(run: Run) -> bool:
             stage = Stage({name: best[name] for name in run.params}, run.step, run.seconds)
             if run.world.writes:
                 if run.options.teacher == SELF and run.schedule.stage == 0 and not is_last:
-                    shutil.copyfile(run.out / "best.pt", run.out / "teacher.pt")
+                    write_file(run.out / "teacher.pt", (run.out / "best.pt").read_bytes())
                 save_stage(run.out, name, stage)
         if is_last:
             return True

@@ -314,11 +314,11 @@ def test_teacher_of_another_width_teaches_logits_but_no_hidden_states(
     assert "leave it at 0, logits can be compared" in line
 
 
-def _changed(run: Path, path: Path, **overrides: Any) -> Path:
-    """Write a checkpoint like that of a run, of a model with other sizes and random weights."""
+def _changed(run: Path, path: Path, model: str | None = None, **overrides: Any) -> Path:
+    """Write a checkpoint like that of a run, of another model with random weights."""
     checkpoint = load_checkpoint(run / "best.pt")
     vocab_size = checkpoint.config.vocab_size
-    name = "whisper-demo" if checkpoint.model.family == "whisper" else "w2v2-demo"
+    name = model or checkpoint.run["model"]
     checkpoint.model = build_model(name, vocab_size=vocab_size, **overrides)
     save_checkpoint(path, checkpoint)
     return path
@@ -368,6 +368,15 @@ def test_teacher_that_cannot_teach_is_refused_before_training(
     assert _run(small_corpus, tmp_path / "run", *flags) == 2
     assert message in _one_line(capsys)
     assert not list(tmp_path.glob("run/*st.pt"))
+
+
+def test_ctc_teacher_of_another_family_teaches_where_the_frames_are_the_same(
+    small_corpus: Path, tmp_path: Path, teachers: dict[str, Path]
+) -> None:
+    path = _changed(teachers["w2v2-demo"], tmp_path / "hubert.pt", "hubert-demo")
+    flags = ("--teacher", str(path), "--distill-hidden", "1")
+    assert _run(small_corpus, tmp_path / "run", *flags, steps=1) == 0
+    assert _train_events(tmp_path / "run")[0]["logit_loss"] > 0
 
 
 def test_ctc_teacher_with_other_frames_is_refused(

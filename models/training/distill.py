@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from data.files import read_json
 from data.options import option
 from models import FAMILIES
 from models.checkpoint import Checkpoint
@@ -275,6 +276,23 @@ def find_teacher(name: str, out: Path) -> Path:
             "a checkpoint, or self"
         )
     return file
+
+
+def teacher_cost(file: Path, teacher: Checkpoint) -> dict[str, Any]:
+    """Return what training a teacher has taken, as its folder or else its checkpoint tells.
+
+    A checkpoint that is not in the folder of a finished run does not tell the seconds, and one with
+    converted weights nothing: those count 0.
+
+    Raises:
+        ValueError: If the results in its folder are damaged.
+    """
+    results = file.parent / "results.json"
+    cost: dict[str, Any] | None = read_json(results).get("cost") if results.is_file() else None
+    if cost is not None:
+        return cost
+    steps = teacher.run.get("step", 0)
+    return {"fine_tuning_runs": int(steps > 0), "steps": steps, "training_seconds": 0.0}
 
 
 def check_teacher(

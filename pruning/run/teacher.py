@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from data.files import read_json
 from data.inputs import check_inputs, free_bytes, model_input
 from models import build_task
-from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.training.distill import SELF, Distillation, check_teacher, takes_same_inputs
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.training.distill import (
+    SELF,
+    Distillation,
+    check_teacher,
+    takes_same_inputs,
+    teacher_cost,
+)
 from pruning.mask_file import weights_hash
 from pruning.run.state import Run
 
@@ -49,15 +53,6 @@ def learn_from(run: Run, path: Path) -> None:
 
     memory = free_bytes(device) / 4
     run.distillation = Distillation(run.task, task, input_of, run.targets, options, memory)
-
-
-def teacher_cost(path: Path, teacher: Checkpoint) -> dict[str, Any]:
-    """Return what training a teacher has taken, as far as its folder and its file tell."""
-    if (path.parent / "results.json").is_file():
-        cost: dict[str, Any] = read_json(path.parent / "results.json")["cost"]
-        return cost
-    steps = teacher.run.get("step", 0)
-    return {"fine_tuning_runs": int(steps > 0), "steps": steps, "training_seconds": 0.0}
 
 
 def teach_itself(run: Run) -> None:
