@@ -267,10 +267,10 @@ def _tokens(metric: Metric, texts: Sequence[str], decoding: Decoding) -> list[li
 def sparsity_report(checkpoint: Checkpoint) -> dict[str, float]:
     """Count the zeros of a model: sparsity asked for, in scope, and of the whole model."""
     parameters = dict(checkpoint.model.named_parameters())
-    pattern = checkpoint.run.get("scope_pattern")
+    pattern = checkpoint.run.scope_pattern
     scope = select_parameters(parameters, pattern) if pattern else parameters
     return {
-        "target": checkpoint.run.get("sparsity", 0.0),
+        "target": checkpoint.run.sparsity or 0.0,
         "in_scope": measured_sparsity(scope),
         "whole_model": measured_sparsity(parameters),
     }
@@ -305,9 +305,9 @@ def results(scores: Scores, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what results.json holds about ``scores``."""
     run, utterances = checkpoint.run, scores.split.utterances
     audio_seconds = sum(utterance.seconds for utterance in utterances)
-    report: dict[str, Any] = {key: run.get(key) for key in ("model", "method", "target")}
+    report: dict[str, Any] = {key: getattr(run, key) for key in ("model", "method", "target")}
     report |= {"split": scores.split.name}
-    report |= {key: run.get(key) for key in ("seed", "steps", "init")}
+    report |= {key: getattr(run, key) for key in ("seed", "steps", "init")}
     report["sparsity"] = sparsity_report(checkpoint)
     for name, rate in scores.rates.items():
         report[name] = {
@@ -381,16 +381,17 @@ def find_corpus(options: EvalOptions, checkpoint: Checkpoint) -> Corpus:
     """Return the corpus to score on: as given, or as the checkpoint's run had it."""
     assert checkpoint.tokenizer is not None
     data, name, resample = options.data, options.corpus, options.resample
-    if data is None and (data := checkpoint.run.get("data")):
-        name = checkpoint.run.get("corpus", name)
-        resample = resample or checkpoint.run.get("resample", False)
+    if data is None and (data := checkpoint.run.data):
+        name = checkpoint.run.corpus or name
+        resample = resample or bool(checkpoint.run.resample)
     wanted = Wanted(labels={labels_of(checkpoint.tokenizer.kind)}, resample=resample)
     return Corpus(resolve_data(data), name, wanted)
 
 
 def describe_weights(checkpoint: Checkpoint, initial: Checkpoint) -> dict[str, Any]:
     """Return zeros and shift of every tensor in scope, and the model's size on disk."""
-    pattern = checkpoint.run["scope_pattern"]
+    pattern = checkpoint.run.scope_pattern
+    assert pattern is not None, "every run has a scope"
     params, before = (
         select_parameters(dict(each.model.named_parameters()), pattern)
         for each in (checkpoint, initial)

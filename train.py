@@ -95,7 +95,9 @@ def fit_stages(run: Run) -> bool:
 
 def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None) -> None:
     """Put the initial weights, or those to rewind to, in place and prune as ``stage`` begins."""
-    options, about, model = run.options, run.checkpoint.run, run.checkpoint.model
+    options = run.options
+    about = run.checkpoint.run
+    model = run.checkpoint.model
     if stage:  # the first begins with what was just drawn or loaded
         start = initial = load_checkpoint(run.out / "initial.pt")
         if options.rewind_step and run.schedule.rewinds:
@@ -104,11 +106,14 @@ def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None)
         assert initial.training is not None
         set_random_state(initial.training)
     run.world.seed(options.seed)
-    path, model_scope = options.init_mask, (about["model"], about["scope"])
-    masks = load_masks_for(path, run.params, *model_scope) if path and stage == 0 else None
+
+    masks = None
+    if options.init_mask and stage == 0:
+        assert about.scope is not None, "every run has a scope"
+        masks = load_masks_for(options.init_mask, run.params, options.model, about.scope)
     if previous is not None:
         previous = {name: previous[name].to(param.device) for name, param in run.params.items()}
-    run.steps = run.schedule.stage_steps(stage, about["steps"])
+    run.steps = run.schedule.stage_steps(stage, run.full_steps)
     run.schedule.start(run.params, run.steps, stage, previous, masks)
     has_dense_steps = run.schedule.dense_steps > 0 or len(run.schedule.stages) > 1
     if options.teacher == SELF and not has_dense_steps:
@@ -237,7 +242,7 @@ def train(options: TrainOptions) -> int:
         write_manifest([used, run.data.dev], run.data.corpus.root, out / "manifest.tsv")
     begin(run)
     if writes:
-        write_json(out / "config.json", config | {"run": run.checkpoint.run})
+        write_json(out / "config.json", config | {"run": run.checkpoint.run.stored()})
 
     if not fit_stages(run):
         tqdm.write(f"interrupted at step {run.step}; go on with --resume {out / 'last.pt'}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from data.files import pack_bits, unpack_bits, write_file
 from models import read_config
 from models.archive import read_archive
+from models.facts import RunFacts, read_facts
 from models.family import SpeechModel
 from models.fields import has_type, shown
 from models.tokenizers import Tokenizer, build_tokenizer
@@ -61,7 +62,7 @@ class Checkpoint:
         frontend: The fields of a ``models.family.FrontEnd``.
         decoding: ``blank_id`` (CTC), or ``start_ids``, ``eos_id``, ``suppress_ids``,
             ``begin_suppress_ids`` and ``max_tokens``.
-        run: Free metadata, plain values only.
+        run: Where the weights come from.
         training: What resuming needs: nested dicts and lists of tensors and plain values.
     """
 
@@ -70,7 +71,7 @@ class Checkpoint:
     masks: dict[str, Tensor] = field(default_factory=dict)
     frontend: dict[str, Any] = field(default_factory=dict)
     decoding: dict[str, Any] = field(default_factory=dict)
-    run: dict[str, Any] = field(default_factory=dict)
+    run: RunFacts = RunFacts()
     training: dict[str, Any] | None = None
 
     @property
@@ -105,7 +106,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "tokenizer": tokenizer.spec() if tokenizer else None,
         "frontend": checkpoint.frontend,
         "decoding": checkpoint.decoding,
-        "run": checkpoint.run,
+        "run": checkpoint.run.stored(),
         "training": checkpoint.training,
     }
     content = _storable(content, "checkpoint")
@@ -150,7 +151,8 @@ def build_checkpoint(
             model=model,
             tokenizer=build_tokenizer(content["tokenizer"]) if content["tokenizer"] else None,
             masks={name: unpack_bits(packed, name) for name, packed in content["masks"].items()},
-            **{name: content[name] for name in ("frontend", "decoding", "run", "training")},
+            run=read_facts(content["run"]),
+            **{name: content[name] for name in ("frontend", "decoding", "training")},
         )
         problem = _mismatch(checkpoint)
         if problem:

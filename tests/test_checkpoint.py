@@ -8,6 +8,7 @@ import torch
 
 from models import build_from_config, build_model
 from models.checkpoint import FORMAT, VERSION, Checkpoint, load_checkpoint, save_checkpoint
+from models.facts import RunFacts
 from models.tokenizers import SymbolTokenizer
 
 SMALL = {
@@ -57,7 +58,7 @@ def small_checkpoint(family: str = "wav2vec2", **parts) -> Checkpoint:
         "masks": {MASKED[family]: torch.rand(parameter.shape) < 0.5},
         "frontend": {"kind": "waveform", "normalize": True},
         "decoding": {"blank_id": 0},
-        "run": {"seed": 3, "note": None},
+        "run": RunFacts(seed=3, method="parp"),
     }
     return Checkpoint(**{**defaults, **parts})
 
@@ -147,7 +148,7 @@ def test_save_checkpoint_stores_whispers_tied_head_once(tmp_path):
 
 def test_save_checkpoint_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.pt"
-    save_checkpoint(path, small_checkpoint(run={"seed": 1}))
+    save_checkpoint(path, small_checkpoint(run=RunFacts(seed=1)))
 
     def write_half(content, file):
         file.write(b"half")
@@ -155,9 +156,9 @@ def test_save_checkpoint_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", write_half)
     with pytest.raises(ValueError, match="cannot write .*a.pt .disk full.: give another place"):
-        save_checkpoint(path, small_checkpoint(run={"seed": 2}))
+        save_checkpoint(path, small_checkpoint(run=RunFacts(seed=2)))
     monkeypatch.undo()
-    assert load_checkpoint(path).run == {"seed": 1}
+    assert load_checkpoint(path).run == RunFacts(seed=1)
     assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
 
 

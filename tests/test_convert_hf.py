@@ -174,7 +174,7 @@ def test_load_weights_of_a_pretraining_file_drops_the_quantizer_and_makes_a_head
     model.save_pretrained(tmp_path)
     assert any(name.startswith("quantizer.") for name in read_tensors(tmp_path))
     checkpoint = load_weights(tmp_path)
-    assert checkpoint.run["head"] == "new"
+    assert checkpoint.run.head == "new"
     ours, expected = checkpoint.model.masked_embedding, model.wav2vec2.masked_spec_embed
     assert torch.equal(ours, expected)
 

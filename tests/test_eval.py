@@ -8,6 +8,7 @@ import eval as evaluation
 from data.phones import PHONES_39
 from models import build_model
 from models.checkpoint import Checkpoint, save_checkpoint
+from models.facts import RunFacts
 from models.tokenizers.symbols import SymbolTokenizer
 
 
@@ -38,10 +39,9 @@ def noisy_checkpoint(
             if ctc
             else {"kind": "log_mel", "num_mels": 80, "audio_ctx": audio_ctx},
             decoding={"blank_id": 0} if ctc else {**seq2seq, **suppressed},
-            run={
-                "model": name,
-                "data": str(uneven_corpus if audio_ctx == "own" else small_corpus),
-            },
+            run=RunFacts(
+                model=name, data=str(uneven_corpus if audio_ctx == "own" else small_corpus)
+            ),
         )
         key = f"{name}-own" if audio_ctx == "own" else name
         paths[key] = folder / f"{key}.pt"

@@ -323,8 +323,8 @@ def test_a_file_without_mask_embedding_loads_and_says_what_was_drawn(folders, tm
         lambda tensors: {n: t for n, t in tensors.items() if "masked_spec" not in n} | left_over,
     )
     checkpoint = load_weights(folder)
-    assert checkpoint.run["drawn"] == ["masked_embedding"]
-    assert checkpoint.run["head"] == "loaded"
+    assert checkpoint.run.drawn == ("masked_embedding",)
+    assert checkpoint.run.head == "loaded"
     before, after = state(folders["ctc_folder"]), checkpoint.model.state_dict()
     assert all(torch.equal(before[n], after[n]) for n in before if n != "masked_embedding")
 

@@ -158,7 +158,7 @@ def test_encoder_alone_gets_a_new_head(tmp_path, randomise):
     encoder = randomise(transformers.HubertModel(transformers.HubertConfig(**BASE)))
     encoder.save_pretrained(tmp_path)
     checkpoint = load_weights(tmp_path)
-    assert checkpoint.run["head"] == "new"
+    assert checkpoint.run.head == "new"
     waveform, _, _ = batch([777])
     model: Any = checkpoint.model.double().eval()
     expected = encoder.double().eval()(waveform).last_hidden_state
@@ -195,7 +195,7 @@ def test_run_from_a_hugging_face_folder_for_each_target(
     assert run(small_corpus, demo_folder, tmp_path / "run", *flags) == 0
     best = load_checkpoint(tmp_path / "run" / "best.pt")
     assert isinstance(best.model, Hubert)
-    assert best.run["freeze"] == "feature_encoder"
+    assert best.run.freeze == "feature_encoder"
     before = load_weights(demo_folder).model.state_dict()
     after = best.model.state_dict()
     same = [name for name in before if torch.equal(before[name], after[name])]

@@ -35,7 +35,7 @@ def test_old_checkpoint_saved_anew_says_nothing_of_padding(tmp_path):
 
 def test_old_mask_file_fits_the_parameters_that_it_was_made_for():
     checkpoint = load_checkpoint(OLD / "best.pt")
-    scope = checkpoint.run["scope_pattern"]
+    scope = checkpoint.run.scope_pattern
     params = select_parameters(dict(checkpoint.model.named_parameters()), scope)
     mask_file = load_masks(OLD / "masks.pt")
     check_masks(mask_file, params, "w2v2-demo", "encoder")

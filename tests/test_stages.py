@@ -70,7 +70,7 @@ def imp(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_omp_mask_is_the_ranking_of_the_dense_runs_best_checkpoint(dense: Path, omp: Path) -> None:
     masks = load_masks(omp / "masks.pt").masks
     best = load_checkpoint(dense / "best.pt")
-    assert best.run["step"] < 6  # so the last weights would give another mask
+    assert best.run.step < 6  # so the last weights would give another mask
     ranked = magnitude_masks({name: best.model.get_parameter(name) for name in masks}, 0.3)
     last = load_checkpoint(dense / "last.pt").model
     assert _differing(masks, ranked) == []
@@ -93,7 +93,7 @@ def test_omp_final_stage_begins_with_the_initial_weights(omp: Path, small_corpus
     plan = make_plan(parse_options(TrainOptions, flags, ""))
     torch.manual_seed(0)
     start = initial_checkpoint(plan)
-    assert load_checkpoint(omp / "best.pt").run["weights_hash"] == start.run["weights_hash"]
+    assert load_checkpoint(omp / "best.pt").run.weights_hash == start.run.weights_hash
     first = [event for event in _events(omp) if event["event"] == "train" and event["step"] == 1]
     assert first[0]["stage"] == 0
     assert first[1]["stage"] == 1

@@ -318,7 +318,7 @@ def _changed(run: Path, path: Path, model: str | None = None, **overrides: Any) 
     """Write a checkpoint like that of a run, of another model with random weights."""
     checkpoint = load_checkpoint(run / "best.pt")
     vocab_size = checkpoint.config.vocab_size
-    name = model or checkpoint.run["model"]
+    name = model or checkpoint.run.model
     checkpoint.model = build_model(name, vocab_size=vocab_size, **overrides)
     save_checkpoint(path, checkpoint)
     return path

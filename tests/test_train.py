@@ -75,7 +75,7 @@ def test_mask_file_equals_the_masks_of_the_best_checkpoint(parp_run: Path) -> No
     best = load_checkpoint(parp_run / "best.pt")
     _assert_equal(mask_file.masks, best.masks)
     assert mask_file.metadata["scope"] == "encoder"
-    assert mask_file.metadata["weights_hash"] == best.run["weights_hash"]
+    assert mask_file.metadata["weights_hash"] == best.run.weights_hash
 
 
 def test_reprunes_are_logged_at_the_interval_and_at_the_end(parp_run: Path) -> None:

@@ -13,6 +13,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.convert.hf import from_hf, load_hf
 from models.convert.hf_export import to_hf
 from models.convert.hub import find_weights
+from models.facts import RunFacts
 from models.initial import fit_architecture, random_checkpoint
 
 __all__ = ["find_weights", "from_hf", "load_initial", "load_weights", "to_hf"]
@@ -40,7 +41,7 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
     for foreign in formats:
         if (path / foreign.sign).is_file():
             model, settings = foreign.read(path)
-            return Checkpoint(model, **vars(settings), run={"converted_from": foreign.name})
+            return Checkpoint(model, **vars(settings), run=RunFacts(converted_from=foreign.name))
     others = " and ".join(f"a {each.name} folder ({each.sign})" for each in formats)
     raise ValueError(
         f"no weights at {path}: looked for a checkpoint file of ours, a Hugging Face folder "

@@ -68,7 +68,7 @@ def _summary(target_format: str, target: Path, checkpoint: Checkpoint) -> str:
     num_parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     tokenizer = checkpoint.tokenizer
     tokens = f"{tokenizer.vocab_size} {tokenizer.kind} tokens" if tokenizer else "no tokenizer"
-    head = ", new CTC head" if checkpoint.run.get("head") == "new" else ""
+    head = ", new CTC head" if checkpoint.run.head == "new" else ""
     context = ""
     if target_format == "hf" and checkpoint.frontend.get("audio_ctx") == "own":
         context = _OWN_CONTEXT_IN_HF.format(seconds=checkpoint.config.audio_positions / 50)

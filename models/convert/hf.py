@@ -9,6 +9,7 @@ from models import SpeechModel
 from models.archive import read_archive
 from models.checkpoint import Checkpoint
 from models.convert.hf_config import read_hf_config
+from models.facts import RunFacts
 from models.fields import Field, JsonFile, take_fields
 from models.weights import build_renamed
 
@@ -26,7 +27,7 @@ def load_hf(folder: str | os.PathLike[str], weights: Path | None = None) -> Chec
     Weights of any floating type become float32. A CTC model's file without a head (an encoder, or
     a pre-training file) gets a random head from torch's global generator, and ``run["head"]`` is
     then "new". The embedding of masked frames, which many published files lack and which only
-    training uses, is drawn too where it is missing, and ``run["drawn"]`` names it. Nothing else may
+    training uses, is drawn too where it is missing, and ``run.drawn`` names it. Nothing else may
     be missing.
 
     Args:
@@ -62,11 +63,11 @@ def load_hf(folder: str | os.PathLike[str], weights: Path | None = None) -> Chec
                 f"vocab_size in config.json is {config.vocab_size}: put the model's own there"
             )
         settings.tokenizer = None  # the new head stands for nothing yet
-    run = {
-        "converted_from": "Hugging Face",
-        "head": "new" if is_headless else "loaded",
-        "drawn": [name for name in may_lack if name not in family.head],
-    }
+    run = RunFacts(
+        converted_from="Hugging Face",
+        head="new" if is_headless else "loaded",
+        drawn=tuple(name for name in may_lack if name not in family.head),
+    )
     return Checkpoint(model, **vars(settings), run=run)
 
 

@@ -291,7 +291,7 @@ def teacher_cost(file: Path, teacher: Checkpoint) -> dict[str, Any]:
     cost: dict[str, Any] | None = read_json(results).get("cost") if results.is_file() else None
     if cost is not None:
         return cost
-    steps = teacher.run.get("step", 0)
+    steps = teacher.run.step or 0
     return {"fine_tuning_runs": int(steps > 0), "steps": steps, "training_seconds": 0.0}
 
 
@@ -316,7 +316,7 @@ def check_teacher(
             f"--teacher {name} is a {taught_by.name}, whose outputs stand at other places than "
             f"those of a {taught.name}: give a teacher of the student's kind"
         )
-    target, wanted = teacher.run.get("target"), student.run["target"]
+    target, wanted = teacher.run.target, student.run.target
     if target not in (None, wanted):
         raise ValueError(
             f"--teacher {name} was trained on target {target}, this run is on {wanted}: give a "

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.training.recipes import FitOptions, recipe_of
+from models.family import Recipe
+from models.training.recipes import FitOptions
 
 
 class Optimizer:
@@ -214,7 +215,8 @@ def restarted_factor(step: int, steps: int, warmup: float, restarts: Sequence[in
 def build_optimizer(
     model: nn.Module,
     options: FitOptions,
-    about: Mapping[str, Any],
+    recipe: Recipe,
+    new_head: Sequence[str],
     steps: int,
     restarts: Sequence[int] = (),
 ) -> Optimizer:
@@ -222,17 +224,17 @@ def build_optimizer(
 
     Args:
         model: As for :class:`Optimizer`.
-        options: What decides the recipe.
-        about: ``model`` and ``target`` of the run, and ``new_head``, names of a new head.
+        options: What is not in the recipe.
+        recipe: Learning rates and their phases.
+        new_head: Names of the parameters of a new head.
         steps: Optimizer steps.
         restarts: As for :class:`Optimizer`.
     """
-    recipe = recipe_of(about["model"], about["target"], options)
     return Optimizer(
         model,
         recipe.lr,
         recipe.head_lr,
-        about["new_head"],
+        new_head,
         steps=steps,
         warmup=options.warmup,
         hold=recipe.hold,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from models import PRESETS, family_of
 from models.checkpoint import Checkpoint
 from models.convert import find_weights, load_initial
 from models.device import World, join_world, resolve_device, resolve_precision
+from models.facts import RunFacts
 from models.family import Recipe
 from models.initial import choose_frozen, default_front_end, fit_target, set_regularisation
 from models.training.distill import SELF, find_teacher
@@ -152,14 +152,14 @@ def initial_checkpoint(plan: Plan) -> Checkpoint:
     checkpoint.masks = {}
     checkpoint.training = None
     as_given = ("model", "target", "phones", "seed", "data", "corpus", "resample")
-    about: dict[str, Any] = {name: getattr(options, name) for name in as_given}
-    checkpoint.run = about | {
-        "method": plan.method,
-        "sparsity": 0.0 if plan.method == "dense" else options.sparsity,
+    checkpoint.run = RunFacts(
+        **{name: getattr(options, name) for name in as_given},
+        method=plan.method,
+        sparsity=0.0 if plan.method == "dense" else options.sparsity,
         **choose_scope(family.prune_scopes, options),
-        "init": source,
-        "freeze": choose_frozen(family, options.freeze, source),
-        "new_head": new_head,
-        "weights_hash": weights_hash(dict(checkpoint.model.named_parameters())),
-    }
+        init=source,
+        freeze=choose_frozen(family, options.freeze, source),
+        new_head=tuple(new_head),
+        weights_hash=weights_hash(dict(checkpoint.model.named_parameters())),
+    )
     return checkpoint

@@ -30,15 +30,16 @@ def final_report(run: Run) -> dict[str, Any]:
         write_alignments(run.out / "test.jsonl", test)
     initial = load_checkpoint(run.out / "initial.pt")
     options = asdict(run.options)
+    teacher = run.checkpoint.run.teacher
     return (
         results(test, best)
         | {
             "dev": results(score_run(run, run.data.dev, run.dev_inputs), best),
-            "best_step": best.run["step"],
+            "best_step": best.run.step,
             "skipped_steps": run.optimizer.check(),
             "pruning": {each.name: options[each.name] for each in fields(PruneOptions)}
-            | {key: best.run[key] for key in ("scope", "biases")},
-            "teacher": run.checkpoint.run.get("teacher"),
+            | {"scope": best.run.scope, "biases": best.run.biases},
+            "teacher": asdict(teacher) if teacher else None,
             "cost": total_cost(run),
         }
         | describe_weights(best, initial)
@@ -53,6 +54,6 @@ def total_cost(run: Run) -> dict[str, Any]:
         "steps": run.step + sum(stage.steps for stage in stages),
         "training_seconds": run.seconds + sum(stage.seconds for stage in stages),
     }
-    teacher = run.checkpoint.run.get("teacher") or {}
-    of_teacher = teacher.get("cost") or {}
+    teacher = run.checkpoint.run.teacher
+    of_teacher = (teacher.cost if teacher else None) or {}
     return {key: value + of_teacher.get(key, 0) for key, value in cost.items()}

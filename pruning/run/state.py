@@ -22,6 +22,7 @@ from models.device import World, random_state, set_random_state
 from models.initial import set_frozen
 from models.training.distill import Distillation
 from models.training.optim import Optimizer, build_optimizer
+from models.training.recipes import recipe_of
 from models.training.tasks import Task
 from pruning.interface import Schedule, Snapshot, copy_weights
 from pruning.mask_file import save_masks
@@ -51,6 +52,7 @@ class Run:
     world: World
     log: EventLog
     eval_every: int
+    full_steps: int
     distillation: Distillation | None = None
     optimizer: Optimizer = field(init=False)
     steps: int = 0
@@ -73,7 +75,7 @@ def build_run(plan: Plan) -> Run:
         raise ValueError(f"{plan.last} holds no training state: resume from a last.pt")
 
     model = checkpoint.model.to(plan.device)
-    set_frozen(model, checkpoint.run["freeze"])
+    set_frozen(model, checkpoint.run.freeze or "none")
     recipe = plan.recipe
     drawn = (recipe.spec_augment, recipe.label_smoothing)
     task = build_task(model, checkpoint.decoding, plan.precision, plan.options.fast, *drawn)
@@ -82,8 +84,10 @@ def build_run(plan: Plan) -> Run:
     sampler = batch_sampler(train, checkpoint.frontend, recipe.batch_seconds, plan.options.seed)
     steps_per_epoch = math.ceil(sampler.count_batches(1) / plan.options.grad_accum)
     steps = plan.options.steps or math.ceil(recipe.epochs * steps_per_epoch)
-    checkpoint.run["steps"] = steps
+    checkpoint.run = replace(checkpoint.run, steps=steps)
 
+    pattern = checkpoint.run.scope_pattern
+    assert pattern is not None, "every run has a scope"
     options, out, dev = plan.options, plan.out, plan.data.dev.utterances
     at = (training["schedule"]["stage"], training["step"]) if training else (0, 0)
     return Run(
@@ -91,7 +95,7 @@ def build_run(plan: Plan) -> Run:
         out=out,
         checkpoint=checkpoint,
         task=task,
-        params=select_parameters(dict(model.named_parameters()), checkpoint.run["scope_pattern"]),
+        params=select_parameters(dict(model.named_parameters()), pattern),
         schedule=plan.schedule,
         sampler=sampler,
         train=train,
@@ -102,6 +106,7 @@ def build_run(plan: Plan) -> Run:
         world=plan.world,
         log=EventLog(out / "metrics.jsonl", at, plan.world.writes),
         eval_every=options.eval_every or steps_per_epoch,
+        full_steps=steps,
     )
 
 
@@ -121,10 +126,18 @@ def _usable_targets(
 
 def build_stage_optimizer(run: Run) -> None:
     """Begin with a fresh optimizer for the steps of the stage."""
-    about, restarts = run.checkpoint.run, []
+    recipe = recipe_of(run.options.model, run.options.target, run.options)
+    restarts = []
     if run.options.lr_restart:
         restarts = [step for step in range(1, run.steps) if run.schedule.prunes_at(step)]
-    run.optimizer = build_optimizer(run.checkpoint.model, run.options, about, run.steps, restarts)
+    run.optimizer = build_optimizer(
+        run.checkpoint.model,
+        run.options,
+        recipe,
+        run.checkpoint.run.new_head,
+        run.steps,
+        restarts,
+    )
     run.schedule.optimizer = run.optimizer
 
 
@@ -138,11 +151,12 @@ def save(run: Run, name: str, snapshot: Snapshot) -> None:
         parts = ("optimizer", "schedule", "sampler")
         training |= {part: getattr(run, part).state_dict() for part in parts}
         training |= {"adjusted": snapshot.adjusted, **random_state()}
-    about = run.checkpoint.run | {"step": run.step}
+    about = replace(run.checkpoint.run, step=run.step)
     checkpoint = replace(run.checkpoint, masks=snapshot.masks, run=about, training=training)
     save_checkpoint(run.out / name, checkpoint)
     if name == "best.pt":
-        metadata = {key: about[key] for key in MASK_METADATA} | {"source_run": run.out.name}
+        metadata = {key: getattr(about, key) for key in MASK_METADATA}
+        metadata |= {"source_run": run.out.name}
         save_masks(run.out / "masks.pt", snapshot.masks, metadata)
 
 

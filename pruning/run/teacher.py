@@ -8,6 +8,7 @@ from torch import Tensor
 from data.inputs import check_inputs, free_bytes, model_input
 from models import build_task
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.facts import TeacherFacts
 from models.training.distill import (
     SELF,
     Distillation,
@@ -31,18 +32,19 @@ def learn_from(run: Run, path: Path) -> None:
     lengths = [utterance.num_samples for utterance in run.train]
     check_teacher(str(path), teacher, student, lengths, options.distill_hidden > 0)
 
-    about = {
-        "path": options.teacher,
-        "weights_hash": weights_hash(dict(teacher.model.named_parameters())),
-        "cost": teacher_cost(path, teacher) if options.teacher != SELF else None,
-    }
-    begun_with = student.run.get("teacher") or about
-    if begun_with["weights_hash"] != about["weights_hash"]:
+    assert options.teacher is not None
+    about = TeacherFacts(
+        path=options.teacher,
+        weights_hash=weights_hash(dict(teacher.model.named_parameters())),
+        cost=teacher_cost(path, teacher) if options.teacher != SELF else None,
+    )
+    begun_with = student.run.teacher or about
+    if begun_with.weights_hash != about.weights_hash:
         raise ValueError(
             f"{path} has other weights than the teacher that this run began with: put those back, "
             "or begin anew in another folder"
         )
-    student.run["teacher"] = begun_with
+    student.run = replace(student.run, teacher=begun_with)
 
     task = build_task(teacher.model, teacher.decoding, run.task.precision, options.fast)
     shares = takes_same_inputs(teacher, student)
