@@ -49,6 +49,7 @@ class RunFacts:
         converted_from: Format that the weights were converted from.
         head: Whether their head was "loaded" or is "new".
         drawn: Names of other parameters that the converted file lacked.
+        head_rows: What was kept of a trained head, in words.
     """
 
     model: str | None = None
@@ -73,6 +74,7 @@ class RunFacts:
     converted_from: str | None = None
     head: str | None = None
     drawn: tuple[str, ...] = ()
+    head_rows: str | None = None
 
     def stored(self) -> dict[str, Any]:
         """Return what is known, as a checkpoint's file and config.json hold it."""

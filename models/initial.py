@@ -1,11 +1,13 @@
 """The model that a run begins with: where its weights come from and what its head stands for."""
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import FAMILIES, PRESETS, Family, SpeechModel, build_from_config, build_model, family_of
 from models.checkpoint import Checkpoint
@@ -90,17 +92,21 @@ def fit_target(
     """Make ``checkpoint`` ready for a target, in place; return the names of a new head.
 
     Arguments and errors are those of :func:`target_tokenizer`. Decoding may take twice the tokens
-    of the longest training transcript.
+    of the longest training transcript; of text, which is not a closed set and which other programs
+    decode too, all that the model has places for.
     """
     tokenizer = target_tokenizer(target, checkpoint, texts, symbols, size)
     longest = max(len(tokenizer.encode(text)) for text in texts)
-    return set_vocabulary(checkpoint, tokenizer, max_tokens=2 * longest + 8)
+    max_tokens = sys.maxsize if target == "text" else 2 * longest + 8
+    return set_vocabulary(checkpoint, tokenizer, max_tokens)
 
 
 def set_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
     """Make ``tokenizer`` the one that the model's outputs stand for, in place.
 
-    A checkpoint that already has an equal tokenizer keeps its head.
+    A checkpoint that already has an equal tokenizer keeps its head. A CTC head trained on the same
+    kind of symbols keeps the rows of those that both have, case aside, and gets new rows for the
+    others; ``checkpoint.run.head_rows`` then says so in words.
 
     Args:
         checkpoint: Model and, if it has one, tokenizer; changed.
@@ -108,18 +114,58 @@ def set_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, max_tokens: int
         max_tokens: Decoding stops at this many ids, start ids included (sequence-to-sequence).
 
     Returns:
-        Native names of the head's parameters where it is new, else none.
+        Native names of the head's parameters where any row of it is new, else none.
     """
     old, model = checkpoint.tokenizer, checkpoint.model
     family = FAMILIES[model.family]
 
     is_new = old is None or old.spec() != tokenizer.spec()
     if is_new:
+        rows = {} if family.seq2seq else _same_symbols(old, tokenizer)
+        trained = [model.get_parameter(name).detach().clone() for name in family.head]
         checkpoint.decoding = family.reset_vocabulary(model, old, tokenizer)
+        _copy_rows(model, family.head, trained, rows)
+        is_new = len(rows) < tokenizer.vocab_size
+        if rows:
+            said = _said_of_rows(tokenizer, rows)
+            checkpoint.run = dataclasses.replace(checkpoint.run, head_rows=said)
     if family.seq2seq:
         checkpoint.decoding["max_tokens"] = min(max_tokens, model.config.text_positions)
     checkpoint.tokenizer = tokenizer
     return list(family.head) if is_new else []
+
+
+def _same_symbols(old: Tokenizer | None, new: Tokenizer) -> dict[int, int]:
+    """Map ids of ``new`` to those of ``old`` that stand for the same symbol, the blank too."""
+    if not isinstance(old, SymbolTokenizer) or not isinstance(new, SymbolTokenizer):
+        return {}
+    if old.kind != new.kind or old.blank_id is None or new.blank_id is None:
+        return {}
+    exact = {symbol: i for i, symbol in enumerate(old.symbols) if i != old.blank_id}
+    folded = {symbol.casefold(): i for symbol, i in exact.items()}
+    rows = {new.blank_id: old.blank_id}
+    for i, symbol in enumerate(new.symbols):
+        found = exact.get(symbol, folded.get(symbol.casefold()))
+        if i != new.blank_id and found is not None:
+            rows[i] = found
+    return rows if len(rows) > 1 else {}  # the blank alone is no head
+
+
+def _copy_rows(
+    model: SpeechModel, names: Sequence[str], trained: Sequence[Tensor], rows: Mapping[int, int]
+) -> None:
+    with torch.no_grad():
+        for name, old in zip(names, trained, strict=True):
+            new = model.get_parameter(name)
+            for i, source in rows.items():
+                new[i] = old[source]
+
+
+def _said_of_rows(tokenizer: Tokenizer, rows: Mapping[int, int]) -> str:
+    assert isinstance(tokenizer, SymbolTokenizer)
+    fresh = [symbol for i, symbol in enumerate(tokenizer.symbols) if i not in rows]
+    kept = f"kept {len(rows)} of {tokenizer.vocab_size} rows of the trained CTC head"
+    return kept + (f", new are {' '.join(fresh)}" if fresh else "")
 
 
 def choose_frozen(family: Family, freeze: str | None, source: str) -> str:

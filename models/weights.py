@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 ATTENTION_LEAVES = ("q_proj", "k_proj", "v_proj", "out_proj")  # the same in every format
 
@@ -76,11 +77,25 @@ def _outline(model_class: Callable[[Any], Model], config: Any, num_tensors: int)
             f"the config has {depth} layers, and the weights only {num_tensors} tensors"
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NothingDrawn():
             return model_class(config)
     except (RuntimeError, OverflowError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the config's sizes are those of no model ({reason})") from None
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out initial values, for which meta tensors would load all of torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_normal_"):
+            return args[0] if args else named["tensor"]
+        if func is torch.linalg.vector_norm:
+            return torch.sum(*args, **named)  # of the same shape
+        return func(*args, **named)
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:

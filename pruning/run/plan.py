@@ -1,9 +1,11 @@
 """A run before it begins: everything resolved and checked once, and the weights to begin with."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from data.corpus import Corpus, TrainingData, load_corpus
 from data.inputs import resolve_data
@@ -130,6 +132,14 @@ def _find_data_and_weights(options: TrainOptions) -> TrainingData:
     return data
 
 
+def _say_what_is_new(facts: RunFacts, source: str) -> None:
+    """Say on stderr which parameters do not come from the weights as they were."""
+    if facts.head_rows:
+        tqdm.write(facts.head_rows, file=sys.stderr)
+    if facts.drawn:
+        tqdm.write(f"{source} lacks {', '.join(facts.drawn)}: drawn anew", file=sys.stderr)
+
+
 def initial_checkpoint(plan: Plan) -> Checkpoint:
     """Load or draw the weights that a run begins with, and fit them to its target.
 
@@ -148,6 +158,8 @@ def initial_checkpoint(plan: Plan) -> Checkpoint:
     symbols = PHONE_SETS[options.phones]
     new_head = fit_target(checkpoint, options.target, texts, symbols, options.subword_vocab)
     set_regularisation(checkpoint, plan.recipe)
+    if plan.world.writes:
+        _say_what_is_new(checkpoint.run, source)
 
     checkpoint.masks = {}
     checkpoint.training = None
