@@ -28,6 +28,7 @@ from models.draw import Draw
 from models.training.distill import SELF, find_teacher
 from pruning.interface import Reprune, Snapshot
 from pruning.mask_file import load_masks_for
+from pruning.run.calibration import collect_inputs
 from pruning.run.options import TrainOptions, default_options, recorded_options
 from pruning.run.plan import make_plan
 from pruning.run.results import final_report, score_run
@@ -235,6 +236,7 @@ def train(options: TrainOptions) -> int:
     if writes:
         write_json(out / "config.json", config)
     run = build_run(plan)
+    run.schedule.collect_inputs = lambda: collect_inputs(run)
     if options.teacher and options.teacher != SELF:
         learn_from(run, find_teacher(options.teacher, out))
     if writes:

@@ -37,6 +37,7 @@ class MagnitudePruning(Schedule):
     """
 
     holds_masks = True
+    projects = True
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Set the dropped weights back to zero."""
@@ -53,6 +54,7 @@ class RandomPruning(MagnitudePruning):
     """
 
     takes_masks = False
+    projects = False
     ranks_untrained = False
 
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
@@ -77,6 +79,7 @@ class OneShotPruning(MagnitudePruning):
 
     stages = ("dense", "final")
     takes_masks = False
+    projects = False
     rewinds = True
 
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
@@ -97,6 +100,7 @@ class IterativePruning(MagnitudePruning):
     """
 
     takes_masks = False
+    projects = False
     rewinds = True
 
     def __init__(self, options: PruneOptions) -> None:

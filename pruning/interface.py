@@ -14,7 +14,7 @@ The loop in train.py knows just this:
         schedule.finish(params, num_steps)              # the weights become what is reported
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from data.options import option
 from pruning.masks import apply_masks, check_pattern, count_zeros, magnitude_masks
+from pruning.projection import PROJECTIONS, project
 from pruning.scores import SCORES, fisher_scores, lamp_scores
 
 Params = Mapping[str, Tensor]
@@ -50,6 +51,13 @@ class PruneOptions:
         "the same tensor; fisher, magnitude times the root of Adam's second moment (gmp)",
         "magnitude",
         SCORES,
+    )
+    projection: str = option(
+        "how the last prune fits what stays to the inputs of its layers, on a few batches: refit "
+        "solves for the weights of the mask; obs has SparseGPT choose in each layer what stays, "
+        "then does the same",
+        "none",
+        PROJECTIONS,
     )
     prune_every: int = option("optimizer steps between re-prunes", 50, positive=True)
     start_sparsity: float | None = option(
@@ -137,6 +145,8 @@ class PruneOptions:
             raise ValueError(f"rewind_step {self.rewind_step} is negative: give a step, or 0")
         if self.init_mask and self.pattern != "unstructured":
             raise ValueError(f"--init-mask keeps no pattern {self.pattern}: leave one of them out")
+        if self.projection == "obs" and self.pattern != "unstructured":
+            raise ValueError(f"projection obs keeps no pattern {self.pattern}: give refit")
         if self.sparsity:
             check_pattern(self.pattern, self.sparsity)
 
@@ -206,18 +216,22 @@ class Schedule:
         takes_masks: Whether stage 0 may begin with the masks of another run.
         holds_masks: Whether the first masks are also the last.
         rewinds: Whether stage 0 is dense, so that its early states may be rewound to.
+        projects: Whether the last prune can be followed by a projection.
         ranks_untrained: Whether weights are ranked for which this stage's optimizer has no moments.
         stage: Which of the stages is under way.
         num_steps: Optimizer steps of this stage.
         first_masks: Masks that the stage began with.
         masks: Masks of the latest prune.
         optimizer: The optimizer of the stage, which the loop puts here.
+        collect_inputs: Runs the model on a few batches and returns the second moments of the inputs
+            of its layers, see :func:`pruning.projection.project`; the loop puts it here.
     """
 
     stages: tuple[str, ...] = ("final",)
     takes_masks = True
     holds_masks = False
     rewinds = False
+    projects = False
     ranks_untrained = True
 
     def __init__(self, options: PruneOptions) -> None:
@@ -228,6 +242,7 @@ class Schedule:
         self.first_masks: Masks = {}
         self.masks: Masks = {}
         self.optimizer: Adam | None = None
+        self.collect_inputs: Callable[[], Mapping[str, Tensor]] | None = None
 
     @property
     def stage_name(self) -> str:
@@ -307,13 +322,32 @@ class Schedule:
         if transferred and self.holds_masks:
             self._check_sparsity(transferred)
         self.stage, self.num_steps = stage, num_steps
-        self.first_masks = transferred or self.initial_masks(params, previous)
+        masks = transferred or self.initial_masks(params, previous)
+        self.first_masks = self.project(params, masks) if self.holds_masks else masks
         self.masks = self.first_masks
         self.drop(params, 0)
 
     def drop(self, params: Params, step: int) -> None:
         """Take out what the masks drop, after step number ``step``: by itself, set it to zero."""
         apply_masks(params, self.masks)
+
+    def project(self, params: Params, masks: Masks) -> Masks:
+        """Fit what the last masks keep to the inputs of its layers, where the options ask for it.
+
+        Returns:
+            The masks, where OBS chooses others of the same size.
+
+        Raises:
+            ValueError: If there are no inputs.
+        """
+        if self.options.projection == "none":
+            return masks
+        if self.collect_inputs is None:
+            raise ValueError(
+                f"projection {self.options.projection} needs the inputs of layers, and there is "
+                "nothing to collect them: set collect_inputs, or give projection none"
+            )
+        return project(params, masks, self.collect_inputs(), self.options.projection == "obs")
 
     def _check_sparsity(self, masks: Masks) -> None:
         dropped, total = count_zeros(masks)

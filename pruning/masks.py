@@ -71,7 +71,8 @@ def magnitude_masks(
     together = [names] if granularity == "global" else [[name] for name in names]
     masks: dict[str, Tensor] = {}
     for ranked in together:
-        kept = _keep_largest([params[name] for name in ranked], sparsity)
+        num_ranked = sum(params[name].numel() for name in ranked)
+        kept = keep_largest([params[name] for name in ranked], round(sparsity * num_ranked))
         masks.update(zip(ranked, kept, strict=True))
     return {name: masks[name] for name in params}
 
@@ -157,9 +158,11 @@ def random_masks(
     return {name: masks[name].to(params[name].device) for name in params}
 
 
-def _keep_largest(weights: list[Tensor], sparsity: float) -> list[Tensor]:
-    """Rank ``weights`` together and return their masks in the same order."""
-    num_dropped = round(sparsity * sum(weight.numel() for weight in weights))
+def keep_largest(weights: list[Tensor], num_dropped: int) -> list[Tensor]:
+    """Rank the magnitudes of ``weights`` together; return masks that drop so many, in their order.
+
+    Among equals the first are dropped, by their place in the list and then by row-major index.
+    """
     if not num_dropped:
         return [torch.ones(w.shape, dtype=torch.bool, device=w.device) for w in weights]
     keep = _keep_above_cut if _likes_chunks(weights[0]) else _keep_above_cut_at_once

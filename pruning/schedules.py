@@ -48,6 +48,13 @@ class PARP(Schedule):
         scores and saves before the re-prune.
     """
 
+    projects = True
+
+    @property
+    def last_prune(self) -> int:
+        """Step after which the weights are pruned for the last time."""
+        return self.num_steps
+
     def sparsity_at(self, step: int) -> float:
         """Return the sparsity to re-prune to after ``step``."""
         return self.options.sparsity
@@ -78,10 +85,13 @@ class PARP(Schedule):
     def _reprune(self, params: Params, step: int) -> Reprune:
         sparsity = self.sparsity_at(step)
         masks = self.rank(params, sparsity)
+        threshold = largest_dropped(params, masks)
+        if step == self.last_prune:
+            masks = self.project(params, masks)
         changes = mask_overlap(self.masks, masks)
         event = Reprune(
             sparsity=sparsity,
-            threshold=largest_dropped(params, masks),
+            threshold=threshold,
             revived=changes.second_only,
             newly_pruned=changes.first_only,
             iou_first=mask_iou(self.first_masks, masks),
@@ -141,6 +151,7 @@ class PARPMask(PARP):
     """
 
     stages = ("parp", "final")
+    projects = False
 
     def prunes_at(self, step: int) -> bool:
         """Say so as PARP in stage 0, never after it."""
@@ -181,17 +192,17 @@ class CooldownPARP(PARP):
         return self.default_cooldown if given is None else given
 
     @property
-    def hold_step(self) -> int:
-        """Step after which the final mask is made."""
+    def last_prune(self) -> int:
+        """Step after which the final mask is made and held."""
         return max(1, round((1.0 - self.cooldown) * self.num_steps))
 
     def prunes_at(self, step: int) -> bool:
         """Say so as PARP until the cool-down begins, and when it begins."""
-        return step == self.hold_step or (step < self.hold_step and super().prunes_at(step))
+        return step == self.last_prune or (step < self.last_prune and super().prunes_at(step))
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Do as PARP, re-prune when the cool-down begins, then hold the mask."""
-        if step <= self.hold_step:
+        if step <= self.last_prune:
             return super().after_step(params, step)
         apply_masks(params, self.masks)
         return None
@@ -251,6 +262,12 @@ class LatentPARP(CooldownPARP):
         if not self._is_latent(step):
             super().drop(params, step)
 
+    def project(self, params: Params, masks: Masks) -> Masks:
+        """Fit the kept weights to the model that was trained, without the latent values."""
+        if self.latent and self.options.projection != "none":
+            apply_masks(params, self.masks)
+        return super().project(params, masks)
+
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Let latent weights decay, then do as PARP with a cool-down."""
         if self._is_latent(step - 1) and self.options.latent_decay:
@@ -259,7 +276,7 @@ class LatentPARP(CooldownPARP):
 
     def _is_latent(self, step: int) -> bool:
         """Say whether what is dropped has kept its values after ``step``."""
-        return self.latent and step < self.hold_step
+        return self.latent and step < self.last_prune
 
     @torch.no_grad()
     def _decay(self, params: Params, step: int) -> None:
@@ -322,11 +339,11 @@ class GradualPruning(LatentPARP):
 
     def sparsity_at(self, step: int) -> float:
         """Return the sparsity on its way after ``step``."""
-        if step >= self.hold_step:
+        if step >= self.last_prune:
             return self.options.sparsity
         if step <= self.dense_steps:
             return 0.0
-        progress = (step - self.dense_steps) / (self.hold_step - self.dense_steps)
+        progress = (step - self.dense_steps) / (self.last_prune - self.dense_steps)
         return self.options.sparsity * (1.0 - (1.0 - progress) ** 3)
 
     def prunes_at(self, step: int) -> bool:
@@ -364,4 +381,9 @@ def build_schedule(method: str, options: PruneOptions) -> Schedule:
             f"score fisher needs Adam's second moments, and {method} ranks weights that no step "
             f"has moved: use it with {able}, or give another score"
         )
+    if options.projection != "none" and not cls.projects:
+        able = ", ".join(name for name, each in SCHEDULES.items() if each.projects)
+        raise ValueError(f"--projection is not for {method}: use it with {able}")
+    if options.projection == "obs" and options.init_mask and cls.holds_masks:
+        raise ValueError(f"{method} holds --init-mask and projection obs changes it: give refit")
     return cls(options)

@@ -138,9 +138,9 @@ def test_gradual_pruning_is_dense_bit_for_bit_until_its_first_prune(options: Any
 def test_gradual_pruning_holds_real_zeros_from_the_target_on(latent: bool) -> None:
     schedule = _build("gmp", 0.6, prune_every=3, latent=latent)
     weights = _train(schedule)
-    assert schedule.hold_step == 16
-    assert measured_sparsity(weights[schedule.hold_step - 1]) < 0.6
-    zeros = [{n: w == 0 for n, w in each.items()} for each in weights[schedule.hold_step :]]
+    assert schedule.last_prune == 16
+    assert measured_sparsity(weights[schedule.last_prune - 1]) < 0.6
+    zeros = [{n: w == 0 for n, w in each.items()} for each in weights[schedule.last_prune :]]
     assert measured_sparsity(weights[-1]) == pytest.approx(0.6, abs=0.005)
     _assert_equal(zeros[1:], zeros[:-1])
 
@@ -160,9 +160,9 @@ def test_gradual_sparsity_rises_from_zero_to_its_target_when_the_hold_begins(
     schedule.start({"w": nn.Parameter(torch.randn(50))}, steps)
     risen = [schedule.sparsity_at(step) for step in range(steps + 1)]
     assert risen == sorted(risen)
-    assert not any(risen[: min(schedule.dense_steps + 1, schedule.hold_step)])
-    assert all(risen[min(schedule.dense_steps + 1, schedule.hold_step) :])
-    assert risen[schedule.hold_step :] == [target] * (steps + 1 - schedule.hold_step)
+    assert not any(risen[: min(schedule.dense_steps + 1, schedule.last_prune)])
+    assert all(risen[min(schedule.dense_steps + 1, schedule.last_prune) :])
+    assert risen[schedule.last_prune :] == [target] * (steps + 1 - schedule.last_prune)
 
 
 def test_growth_is_cubic() -> None:
