@@ -13,9 +13,9 @@ import torch
 import pruning.run.teacher
 import train
 from data.inputs import model_input
-from models import build_model
+from models import build_model, build_task
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.training.distill import takes_same_inputs
+from models.training.distill import prepares_alike
 from pruning.mask_file import weights_hash
 
 MODELS = ("w2v2-demo", "whisper-demo")
@@ -269,9 +269,8 @@ def test_teacher_that_has_changed_is_refused_when_a_run_goes_on(
     assert "other weights than the teacher that this run began with" in capsys.readouterr().err
 
 
-def test_teacher_with_another_feature_encoder_hears_the_recording_itself(
-    small_corpus: Path, tmp_path: Path, teachers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _heard_by_teacher(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Return a list of the inputs that are read for a teacher alone."""
     heard: list[torch.Tensor] = []
     read = model_input
 
@@ -280,6 +279,13 @@ def test_teacher_with_another_feature_encoder_hears_the_recording_itself(
         return heard[-1]
 
     monkeypatch.setattr(pruning.run.teacher, "model_input", record)
+    return heard
+
+
+def test_teacher_with_another_feature_encoder_hears_the_recording_itself(
+    small_corpus: Path, tmp_path: Path, teachers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = _heard_by_teacher(monkeypatch)
     flags = ("--freeze", "feature_encoder", "--seed", "3")
     teacher = ("--teacher", str(teachers["w2v2-demo"]))
     assert _run(small_corpus, tmp_path / "run", *flags, *teacher, steps=1) == 0
@@ -287,17 +293,31 @@ def test_teacher_with_another_feature_encoder_hears_the_recording_itself(
     assert all(waveform.dim() == 1 for waveform in heard)
 
 
-def test_inputs_are_shared_where_what_comes_before_the_encoder_is_the_same(
+def test_features_are_shared_where_the_feature_encoder_is_the_same(
     teachers: dict[str, Path],
 ) -> None:
     first, second = (load_checkpoint(teachers["w2v2-demo"] / "best.pt") for _ in range(2))
-    assert takes_same_inputs(first, second)
-    second.frontend["normalize"] = False
-    assert not takes_same_inputs(first, second)
-    second.frontend["normalize"] = True
+    teacher, student = (build_task(each.model, each.decoding) for each in (first, second))
     with torch.no_grad():
-        next(second.model.feature_encoder.parameters()).add_(1e-3)
-    assert not takes_same_inputs(first, second)
+        next(teacher.model.feature_encoder.parameters()).add_(1e-3)
+    assert prepares_alike(teacher, student)  # from waveforms
+    student.model.feature_encoder.requires_grad_(False)
+    assert not prepares_alike(teacher, student)
+    teacher.model.load_state_dict(student.model.state_dict())
+    assert prepares_alike(teacher, student)
+
+
+def test_teacher_with_another_frontend_hears_the_recording_itself(
+    small_corpus: Path, tmp_path: Path, teachers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(teachers["w2v2-demo"] / "best.pt")
+    checkpoint.frontend["normalize"] = not checkpoint.frontend["normalize"]
+    save_checkpoint(tmp_path / "other.pt", checkpoint)
+    heard = _heard_by_teacher(monkeypatch)
+    for name, times in ((str(teachers["w2v2-demo"]), 0), (str(tmp_path / "other.pt"), 1)):
+        out = tmp_path / f"run-{times}"
+        assert _run(small_corpus, out, "--teacher", name, steps=1) == 0
+        assert bool(heard) == bool(times)
 
 
 def test_teacher_of_another_width_teaches_logits_but_no_hidden_states(

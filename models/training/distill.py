@@ -230,22 +230,20 @@ def _is_place(padded: Padded) -> Tensor:
     return send(torch.arange(width) < padded.lengths[:, None], padded.values.device)
 
 
-def takes_same_inputs(teacher: Checkpoint, student: Checkpoint) -> bool:
-    """Say whether what the student is fed is also what the teacher takes.
+def prepares_alike(teacher: Task, student: Task) -> bool:
+    """Say whether the student's prepared inputs are what the teacher would prepare.
 
-    Features of a feature encoder are, where the teacher's is the same.
+    Sources that nothing is prepared of are. Features of a frozen feature encoder are, where the
+    teacher's has the same weights; the teacher counts as frozen.
     """
-    if teacher.frontend != student.frontend:
-        return False
-    first, second = _freezable_weights(teacher), _freezable_weights(student)
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def _freezable_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return the weights that inputs may have been computed with before training."""
-    model = checkpoint.model
-    parts = tuple(f"{part}." for part in FAMILIES[model.family].freezable)
-    return {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
+    computed_with = student.prepares_with()
+    if not computed_with:
+        return True
+    teacher.model.requires_grad_(False)
+    others = teacher.prepares_with()
+    return computed_with.keys() == others.keys() and all(
+        torch.equal(computed_with[name], others[name]) for name in others
+    )
 
 
 def find_teacher(name: str, out: Path) -> Path:

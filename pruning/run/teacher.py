@@ -13,7 +13,7 @@ from models.training.distill import (
     SELF,
     Distillation,
     check_teacher,
-    takes_same_inputs,
+    prepares_alike,
     teacher_cost,
 )
 from pruning.mask_file import weights_hash
@@ -47,7 +47,8 @@ def learn_from(run: Run, path: Path) -> None:
     student.run = replace(student.run, teacher=begun_with)
 
     task = build_task(teacher.model, teacher.decoding, run.task.precision, options.fast)
-    shares = takes_same_inputs(teacher, student)
+    is_alike = not options.precompute or prepares_alike(task, run.task)
+    shares = is_alike and teacher.frontend == student.frontend
     check_inputs(run.train, teacher.frontend)
 
     def input_of(i: int) -> Tensor:
