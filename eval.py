@@ -309,6 +309,7 @@ def results(scores: Scores, checkpoint: Checkpoint) -> dict[str, Any]:
     report |= {"split": scores.split.name}
     report |= {key: getattr(run, key) for key in ("seed", "steps", "init")}
     report["sparsity"] = sparsity_report(checkpoint)
+
     for name, rate in scores.rates.items():
         report[name] = {
             "rate": rate.rate,
@@ -318,6 +319,7 @@ def results(scores: Scores, checkpoint: Checkpoint) -> dict[str, Any]:
             "reference_tokens": rate.reference_tokens,
             "ci95": list(scores.intervals[name]),
         }
+
     return report | {
         "utterances": len(utterances),
         "audio_seconds": audio_seconds,

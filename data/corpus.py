@@ -195,6 +195,7 @@ def write_manifest(splits: Sequence[Split], root: Path, path: str | Path) -> Non
         "utt_id speaker sex dialect path num_samples seconds phones39 text labels_sha256 "
         "first_sample split described".split()
     ]
+
     for split in splits:
         for item in split.utterances:
             labels = repr(([(p.start, p.end, p.label) for p in item.phones], item.words, item.text))
@@ -215,5 +216,6 @@ def write_manifest(splits: Sequence[Split], root: Path, path: str | Path) -> Non
                     split.described,
                 ]
             )
+
     text = "".join("\t".join(line) + "\n" for line in lines)
     write_file(path, text.encode())

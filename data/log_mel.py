@@ -101,6 +101,7 @@ def log_mel(waveform: Any, num_mels: int = 80, seconds: float | None = 30.0) -> 
         raise ValueError(f"expected one channel of samples (S,), found {tuple(samples.shape)}")
     if seconds is not None and seconds < 0.02:
         raise ValueError(f"seconds {seconds} is too short: expected 0.02 or more, or None")
+
     hops = -(-len(samples) // HOP) if seconds is None else round(seconds * SAMPLE_RATE / HOP)
     num_samples = max(hops, 2) * HOP  # the reflection at the ends needs more than half a window
     samples = samples[:num_samples]
@@ -118,6 +119,7 @@ def log_mel(waveform: Any, num_mels: int = 80, seconds: float | None = 30.0) -> 
     mels = mel_filters(num_mels).to(samples.device) @ power  # (M, F)
     decades = mels.clamp(min=1e-10).log10()
     decades = torch.maximum(decades, decades.max() - 8.0)
+
     return (decades + 4.0) / 4.0
 
 

@@ -218,6 +218,7 @@ def align(
     for token in reference:
         differs = np.array([[token != other for other in hypothesis]], dtype=bool)
         rows.append(_next_row(rows[-1], differs.reshape(1, len(hypothesis)), weight))
+
     costs = np.concatenate(rows)
     steps: list[tuple[Operation, Hashable | None, Hashable | None]] = []
     i, j = len(reference), len(hypothesis)
@@ -236,6 +237,7 @@ def align(
         else:
             j -= 1
             steps.append(("insertion", None, hypothesis[j]))
+
     return steps[::-1]
 
 

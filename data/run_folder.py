@@ -61,12 +61,14 @@ def open_run_folder(
         return
     if not out.is_dir():
         raise ValueError(f"{out} is a file: give another --out")
+
     if not any(not path.name.startswith(".") for path in out.iterdir()):
         return
     if not resuming:
         raise ValueError(
             f"{out} is not empty: give another --out, or --resume auto to go on with its run"
         )
+
     if not config.is_file():
         raise ValueError(f"{out} has no config.json, so it holds no run: give the run's own folder")
     if not any((out / name).exists() for name in ("last.pt", "best.pt", "results.json")):

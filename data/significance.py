@@ -127,12 +127,14 @@ def _segments(first: str, second: str) -> list[tuple[int, int]]:
     num_tokens = len(wrong[0])
     right = [not (a or b) for a, b in zip(*wrong, strict=True)]
     run_start, bounds = 0, [False] * num_tokens
+
     for i in range(num_tokens + 1):
         broken = i == num_tokens or not right[i] or inserted[0][i] or inserted[1][i]
         if broken:
             if i - run_start >= MIN_GOOD:
                 bounds[run_start:i] = [True] * (i - run_start)
             run_start = i if i < num_tokens and right[i] else i + 1
+
     segments = [[0, 0]]
     for i in range(num_tokens + 1):
         for system in (0, 1):
@@ -141,6 +143,7 @@ def _segments(first: str, second: str) -> list[tuple[int, int]]:
                 segments[-1][system] += wrong[system][i]
         if i < num_tokens and bounds[i]:
             segments.append([0, 0])
+
     return [(a, b) for a, b in segments if a or b]
 
 

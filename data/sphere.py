@@ -48,24 +48,28 @@ def read_sphere_layout(file: BinaryIO, path: Path) -> PcmLayout:
             f"{path}: SPHERE coding {coding!r} is not supported, only pcm: "
             "convert it, e.g. `sph2pipe -f wav IN OUT` or `sox IN -e signed -b 16 OUT.wav`"
         )
+
     for name, wanted in (("channel_count", 1), ("sample_n_bytes", 2)):
         if fields.get(name) != wanted:
             raise ValueError(
                 f"{path}: SPHERE {name} is {fields.get(name, 'missing')}, wanted {wanted}: "
                 "convert to 16 kHz 16-bit mono, e.g. `sox IN -r 16000 -b 16 -c 1 OUT.wav`"
             )
+
     sample_rate = fields.get("sample_rate")
     if not isinstance(sample_rate, int) or sample_rate <= 0:
         raise ValueError(f"{path}: SPHERE sample_rate is missing or no rate: restore the file")
     num_samples = fields.get("sample_count")
     if not isinstance(num_samples, int) or num_samples < 0:
         raise ValueError(f"{path}: SPHERE sample_count is missing or no count: restore the file")
+
     byte_order = fields.get("sample_byte_format")
     if byte_order not in ("01", "10"):
         raise ValueError(
             f"{path}: SPHERE sample_byte_format is {byte_order or 'missing'}, wanted 01 (little "
             "endian) or 10 (big endian): restore the file"
         )
+
     dtype = "<i2" if byte_order == "01" else ">i2"
     return PcmLayout(offset, num_samples, dtype, sample_rate)
 
@@ -78,11 +82,13 @@ def _read_fields(file: BinaryIO, path: Path) -> tuple[int, dict[str, int | float
     size = int(size_text) if size_text.isdigit() else 0
     if not start.startswith(MAGIC) or size % _BLOCK or not 0 < size <= _LARGEST_HEADER:
         raise ValueError(f"{path}: no SPHERE header size where one belongs: restore the file")
+
     header = (start + file.read(size - _BLOCK)).decode("latin-1")
     lines, end, _ = header.partition("\nend_head")
     if len(header) < size or not end:
         raise ValueError(f"{path}: the SPHERE header has no end (end_head): restore the file")
     fields: dict[str, int | float | str] = {}
+
     for line in lines.split("\n")[2:]:
         if not line.strip() or line.startswith(";"):
             continue
@@ -94,6 +100,7 @@ def _read_fields(file: BinaryIO, path: Path) -> tuple[int, dict[str, int | float
                 f"{path}: SPHERE header line {line.strip()!r} is not `name -type value`: "
                 "restore the file"
             ) from None
+
     return size, fields
 
 

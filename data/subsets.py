@@ -37,6 +37,7 @@ def select_subset(utterances: Sequence[Utterance], subset: str) -> list[Utteranc
         if key not in ("sex", "dialect", "minutes") or not value or key in wanted:
             raise ValueError(f"subset {subset!r} has no meaning at {pair!r}: {_FORM}")
         wanted[key] = value
+
     chosen = list(utterances)
     if listed is not None:
         chosen = _choose(chosen, listed, subset)
@@ -46,10 +47,12 @@ def select_subset(utterances: Sequence[Utterance], subset: str) -> list[Utteranc
         if not any(u.sex for u in chosen):
             raise ValueError(f"subset {subset!r}: the corpus does not say who is of which sex")
         chosen = [u for u in chosen if u.sex == sex]
+
     if dialects := wanted.get("dialect"):
         if not set(dialects.split("+")) <= set("12345678"):
             raise ValueError(f"subset {subset!r}: dialects are 1 to 8, joined by +")
         chosen = [u for u in chosen if str(u.dialect) in dialects.split("+")]
+
     if minutes := wanted.get("minutes"):
         chosen = _fill(chosen, minutes, subset)
     if not chosen:

@@ -112,6 +112,7 @@ def write_demo_corpus(
     deck = _Deck(lexicon, np.random.default_rng([seed, 2]))
     dialect_sentences = [deck.draw_sentence() for _ in range(2)]
     written = 0
+
     for part, count in (("TRAIN", train_speakers), ("TEST", test_speakers)):
         part_id = 3 + (part == "TEST")
         for index in range(count):
@@ -127,6 +128,7 @@ def write_demo_corpus(
             for name, words in sentences.items():
                 _write_utterance(folder / name, words, lexicon, speaker, sounds, rng)
                 written += 4
+
     marker = {"version": _VERSION, "seed": seed, "files": written}
     write_json(root / _MARKER, marker, indent=None)
 
@@ -147,6 +149,7 @@ def ensure_demo_corpus(root: str | Path, seed: int = 0) -> Path:
         raise ValueError(
             f"{root} holds something that is not a demo corpus: give another folder, or empty it"
         )
+
     new, old = temporary_beside(root, "new"), temporary_beside(root, "old")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +166,7 @@ def ensure_demo_corpus(root: str | Path, seed: int = 0) -> Path:
     finally:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
     return root
 
 

@@ -104,6 +104,7 @@ def load_timit(root: str | Path, split: str, wanted: Wanted | None = None) -> li
             f"no TIMIT at {root}: looked for folders TRAIN and TEST down to {_SEARCH_DEPTH} levels "
             f"below: {_REMEDY}"
         )
+
     wanted = wanted or Wanted()
     train = _list_recordings(corpus, "train")
     test = _list_recordings(corpus, "test")
@@ -111,11 +112,13 @@ def load_timit(root: str | Path, split: str, wanted: Wanted | None = None) -> li
         raise ValueError(
             f"{corpus}: speaker {shared[0]} is in TRAIN and in TEST: restore TIMIT's folders"
         )
+
     is_timit = not test.keys().isdisjoint(CORE_TEST_SPEAKERS | DEV_SPEAKERS)
     if is_timit:
         chosen = _choose_timit(split, train, test)
     else:
         chosen = _choose_other(split, train, test)
+
     utterances = [
         _read_utterance(recording, is_timit, wanted)
         for recordings in chosen
@@ -124,6 +127,7 @@ def load_timit(root: str | Path, split: str, wanted: Wanted | None = None) -> li
     ]
     if not utterances:
         raise ValueError(f"{corpus}: nothing is in split {split!r}: use another split or corpus")
+
     return sorted(utterances, key=lambda utterance: utterance.utt_id)
 
 
@@ -257,12 +261,14 @@ def _speaker_recordings(folder: Path) -> Iterator[_Recording]:
         raise ValueError(f"{folder}: a speaker's name begins with F or M: rename the folder")
     audio: dict[str, list[Path]] = {}
     labels: dict[str, dict[str, Path]] = {}
+
     for name in sorted(os.listdir(folder)):
         stem, _, extension = name.lower().partition(".")
         if extension in ("wav", "wav.wav"):
             audio.setdefault(stem, []).append(folder / name)
         elif extension in ("phn", "wrd", "txt"):
             labels.setdefault(stem, {}).setdefault(extension, folder / name)
+
     for sentence, paths in audio.items():
         if not re.fullmatch(r"s[aix]\d+", sentence):
             raise ValueError(
@@ -270,6 +276,7 @@ def _speaker_recordings(folder: Path) -> Iterator[_Recording]:
             )
         for path in paths:
             yield _Recording(speaker, sentence, path, labels.get(sentence, {}))
+
     if alone := sorted(labels.keys() - audio.keys()):
         raise ValueError(f"{folder}: labels of {alone[0]} but no recording: restore its .WAV")
 

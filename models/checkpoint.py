@@ -95,6 +95,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     problem = _mismatch(checkpoint)
     if problem:
         raise ValueError(f"checkpoint for {path} is not consistent: {problem}")
+
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     content = {
         "format": FORMAT,
@@ -159,6 +160,7 @@ def build_checkpoint(
             raise ValueError(problem)
     except ValueError as error:
         raise ValueError(f"checkpoint {path} is not consistent: {error}") from None
+
     model.to(device)
     checkpoint.masks = {name: mask.to(device) for name, mask in checkpoint.masks.items()}
     return checkpoint
@@ -226,6 +228,7 @@ def _check_parts(content: dict[str, Any]) -> None:
             f"it has checkpoint version {shown(version)}, this code reads {VERSION}: use the "
             "version of the code that wrote it"
         )
+
     wrong = [name for name, types in _PARTS.items() if not isinstance(content.get(name, ()), types)]
     if wrong:
         raise ValueError(f"it is not a whole checkpoint: missing or wrong {', '.join(wrong)}")
@@ -233,9 +236,11 @@ def _check_parts(content: dict[str, Any]) -> None:
         for name, value in content[part].items():
             if name in schema and not has_type(value, schema[name]):
                 raise ValueError(f"its {part} has {name} {shown(value)}, expected {schema[name]}")
+
     for part in ("config", "weights", "run"):
         if not all(isinstance(name, str) for name in content[part]):
             raise ValueError(f"its {part} has a name that is no text")
+
     for name, mask in content["masks"].items():
         parts = (mask.get("bits"), mask.get("shape")) if isinstance(mask, dict) else (None, None)
         if not isinstance(parts[0], Tensor) or not has_type(parts[1], "list of id"):

@@ -121,6 +121,7 @@ class PruneOptions:
                 f"sparsity {self.sparsity:g} is out of range: give a fraction in [0, 1), "
                 "0.6 for 60 percent"
             )
+
         if self.prune_every < 1:
             raise ValueError(
                 f"prune_every {self.prune_every} is not positive: give optimizer steps"
@@ -131,18 +132,21 @@ class PruneOptions:
                 f"start sparsity {start:g} is out of range: give a fraction from 0 to the "
                 f"sparsity, {self.sparsity:g}"
             )
+
         if not 0.0 < self.grow_until <= 1.0:
             raise ValueError(f"grow_until {self.grow_until:g} is no share: give one in (0, 1]")
         if self.cooldown is not None and not 0.0 <= self.cooldown < 1.0:
             raise ValueError(f"cooldown {self.cooldown:g} is no share: give one in [0, 1)")
         if not 0.0 <= self.dense_share < 1.0:
             raise ValueError(f"dense_share {self.dense_share:g} is no share: give one in [0, 1)")
+
         if not self.latent_decay >= 0.0:
             raise ValueError(
                 f"latent_decay {self.latent_decay:g} is negative: give a positive number, or 0"
             )
         if self.rewind_step < 0:
             raise ValueError(f"rewind_step {self.rewind_step} is negative: give a step, or 0")
+
         if self.init_mask and self.pattern != "unstructured":
             raise ValueError(f"--init-mask keeps no pattern {self.pattern}: leave one of them out")
         if self.projection == "obs" and self.pattern != "unstructured":

@@ -30,16 +30,19 @@ def find_weights(model_name: str) -> Path:
     for path in (root / model_name, root / f"{model_name}.pt"):
         if path.exists():
             return path
+
     looked = f"no weights for {model_name}: looked for {root / model_name}[.pt]"
     hub_id = PRESETS[model_name].hub_id
     if hub_id is None:
         raise ValueError(f"{looked}, and the hub has none; train it with --init random")
+
     try:
         return _download(hub_id)
     except ImportError:
         reason = "huggingface_hub is not installed: pip install -e '.[hf]'"
     except Exception as error:  # network, permission, cache: the library has no common type
         reason = f"{type(error).__name__} from the hub for {hub_id}"
+
     raise ValueError(
         f"{looked}; {reason}. Get them with 'hf download {hub_id} --local-dir "
         f"{root / model_name}', give --init PATH, or run without weights: "

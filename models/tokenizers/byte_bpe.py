@@ -362,6 +362,7 @@ def hf_tokenizer_json(tokenizer: ByteBPETokenizer) -> dict[str, Any]:
     template.insert(-1, {"Sequence": {"id": "A", "type_id": 0}})
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+
     return {
         "version": "1.0",
         "truncation": None,

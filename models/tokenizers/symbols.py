@@ -43,6 +43,7 @@ class SymbolTokenizer:
                     f"{kind} symbol {symbol!r} is empty or holds white space: in char, the space "
                     "is written '|'"
                 )
+
         repeated = sorted({symbol for symbol in symbols if symbols.count(symbol) > 1})
         if repeated:
             raise ValueError(f"{kind} symbols listed more than once: {' '.join(repeated)}")
@@ -55,6 +56,7 @@ class SymbolTokenizer:
         for special_id in special:
             if not 0 <= special_id < len(symbols):
                 raise ValueError(f"special id {special_id} is not one of {len(symbols)} symbols")
+
         if kind == "char":
             special |= {i for i, symbol in enumerate(symbols) if len(symbol) > 1}
         self._text = {i: symbol for i, symbol in enumerate(symbols) if i not in special}

@@ -314,23 +314,27 @@ def check_teacher(
             f"--teacher {name} is a {taught_by.name}, whose outputs stand at other places than "
             f"those of a {taught.name}: give a teacher of the student's kind"
         )
+
     target, wanted = teacher.run.target, student.run.target
     if target not in (None, wanted):
         raise ValueError(
             f"--teacher {name} was trained on target {target}, this run is on {wanted}: give a "
             f"teacher with --target {wanted}"
         )
+
     if _meaning(teacher) != _meaning(student):
         raise ValueError(
             f"--teacher {name} has another tokenizer, so its outputs stand for other symbols: "
             "give a teacher that was trained on the same targets"
         )
+
     contexts = [each.frontend.get("audio_ctx") for each in (teacher, student)]
     if contexts[0] == "own" != contexts[1]:
         raise ValueError(
             f"--teacher {name} hears each utterance at its own length, and the student's batches "
             "hold several lengths: train with --audio-ctx own"
         )
+
     models: list[Any] = [teacher.model, student.model]
     has_frames = not taught.seq2seq
     if has_frames and any(len({each.num_frames(n) for each in models}) > 1 for n in set(lengths)):
@@ -338,6 +342,7 @@ def check_teacher(
             f"--teacher {name} has other frames than the student: give a teacher whose "
             "convolutions have the same kernels and strides"
         )
+
     if hidden and _layout(teacher) != _layout(student):
         shown = " and ".join(", ".join(_layout(each).values()) for each in (teacher, student))
         raise ValueError(

@@ -99,6 +99,7 @@ class Optimizer:
             factor = restarted_factor(number, self._steps, self._warmup, self._restarts)
         else:
             factor = learning_rate_factor(number, self._steps, self._warmup, self._hold)
+
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.lr = self._adam.param_groups[0]["lr"]
@@ -106,12 +107,14 @@ class Optimizer:
         self._scaler.unscale_(self._adam)
         grad_norm = nn.utils.clip_grad_norm_(self._params, self._clip)
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
+
         if self._scaler.is_enabled():
             self._scaler.step(self._adam)
             self._scaler.update()
         else:  # as the scaler does: the fused step looks at this and leaves the weights alone
             self._adam.found_inf = is_bad.float()  # type: ignore[attr-defined]
             self._adam.step()
+
         self._adam.zero_grad(set_to_none=True)
         self._count(is_bad)
         return grad_norm

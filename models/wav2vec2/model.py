@@ -127,12 +127,14 @@ class Encoder(nn.Module):
         if valid_frames is not None:
             x = x.masked_fill(~valid_frames[:, :, None], 0.0)
             among = packing or valid_frames[:, None, None]
+
         x = x + self.positional_conv(x)
         if packing is not None:
             x = packing.pack(x)
         x = self.dropout(x if self.norm_first else self.norm(x))
         if states is not None:
             states.append(x)
+
         for index, layer in enumerate(self.layers):
             is_skipped = skipped_layers[index] if len(skipped_layers) else False
             if isinstance(is_skipped, Tensor):
@@ -141,6 +143,7 @@ class Encoder(nn.Module):
                 x = layer(x, among)
             if states is not None:
                 states.append(x)
+
         x = self.norm(x) if self.norm_first else x
         if packing is None:
             return x

@@ -107,6 +107,7 @@ def load_ctranslate2(folder: Path) -> tuple[Whisper, Settings]:
         found = _scalar(arrays, name)
         if found != wanted:
             raise ValueError(f"{folder}: {name} is {found}, only {wanted} is implemented")
+
     for name in _IGNORED:
         arrays.pop(name, None)
     try:
@@ -120,6 +121,7 @@ def load_ctranslate2(folder: Path) -> tuple[Whisper, Settings]:
         raise ValueError(f"{folder}/model.bin has no {error.args[0]}: not a whole model") from None
     except ValueError as error:
         raise ValueError(f"{folder}/model.bin: {error}") from None
+
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = ByteBPETokenizer.from_json(tokenizer_file) if tokenizer_file.is_file() else None
     frontend = asdict(LogMel(num_mels=model.config.num_mels))
@@ -156,6 +158,7 @@ def read_model_bin(path: Path) -> Arrays:
         raise ValueError(f"{path} can't be read ({reason}): missing, cut off or damaged") from None
     except ValueError as error:
         raise ValueError(f"{path} can't be read: {error}") from None
+
     return arrays
 
 

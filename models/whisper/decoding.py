@@ -100,6 +100,7 @@ def _decode_greedily(model: Whisper, cache: KVCache, options: DecodingOptions) -
     utterances = torch.arange(num_utterances, device=device)
     is_done = torch.zeros_like(utterances, dtype=torch.bool)
     next_ids = scorer.start_ids(num_utterances)
+
     for step in range(max_ids):
         next_ids = scorer.next_logits(next_ids).argmax(1, keepdim=True)
         results[utterances, step] = next_ids[:, 0]
@@ -112,6 +113,7 @@ def _decode_greedily(model: Whisper, cache: KVCache, options: DecodingOptions) -
                 break
             cache.keep_utterances(kept)
             utterances, is_done, next_ids = utterances[kept], is_done[kept], next_ids[kept]
+
     return results
 
 
@@ -131,6 +133,7 @@ def _decode_with_beams(model: Whisper, cache: KVCache, options: DecodingOptions)
     results = torch.full((num_utterances, max_ids), options.eos_id, device=device)
     utterances = torch.arange(num_utterances, device=device)
     next_ids = scorer.start_ids(num_utterances * options.beam_size)
+
     for step in range(max_ids):
         rows, next_ids = search.advance(scorer.next_log_probs(next_ids))
         cache.reorder(rows)
@@ -145,6 +148,7 @@ def _decode_with_beams(model: Whisper, cache: KVCache, options: DecodingOptions)
             cache.keep_utterances(kept)
             search.keep_utterances(kept)
             utterances = utterances[kept]
+
     results[utterances] = search.best_ids
     return results
 

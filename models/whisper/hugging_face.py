@@ -353,6 +353,7 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
             },
             "special_tokens_map.json": special,
         }
+
     start_ids, eos_id = tokenizer.start_ids, tokenizer.eos_id
     if not start_ids or eos_id is None or tokenizer.kind == "char":
         raise ValueError(f"a {tokenizer.kind} tokenizer can't be written for whisper")
@@ -361,6 +362,7 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     else:
         assert isinstance(tokenizer, SymbolTokenizer)
         content = phones_json(tokenizer)
+
     names = {token["id"]: token["content"] for token in content["added_tokens"]}
     special = {"eos_token": names[eos_id], "pad_token": names[eos_id], "bos_token": names[eos_id]}
     return fast_tokenizer_files(content, special)

@@ -75,15 +75,18 @@ def compare(first: Record, second: Record) -> str:
             f"{first['name']} has target {targets[0]}, {second['name']} {targets[1]}: "
             "compare runs with the same target"
         )
+
     utterances = first["utterances"], second["utterances"]
     difference = paired_bootstrap(*utterances)
     test = mapsswe(*utterances)
     lines = []
+
     for record in (first, second):
         low, high = pooled_interval(record["utterances"])
         lines.append(
             f"{record['name']}: {names[0]} {error_rate(record):.4f} [{low:.4f}, {high:.4f}]"
         )
+
     speakers = len({line["speaker"] for line in utterances[0]})
     lines.append(
         f"difference {difference.rate:+.4f}, 95 % interval [{difference.low:+.4f}, "
@@ -93,6 +96,7 @@ def compare(first: Record, second: Record) -> str:
         f"MAPSSWE: {test.segments} segments, mean difference {test.mean:+.4f} errors, "
         f"z {test.z:+.3f}, two-sided p {test.p:.4g}"
     )
+
     return "\n".join(lines) + "\n"
 
 
@@ -135,6 +139,7 @@ def run_command(argv: Sequence[str] | None) -> None:
     if arguments.compare:
         first, second = (find_run(name, runs) for name in arguments.compare)
         sys.stdout.write(compare(first, second))
+
     if arguments.out:
         write_report(runs, arguments.out, plots=not arguments.no_plots)
         sys.stdout.write(f"{len(runs.records)} runs: {arguments.out / 'results.md'}\n")

@@ -145,6 +145,7 @@ def build_groups(records: Sequence[Record]) -> list[Group]:
     for record in records:
         gathered.setdefault(_values(record, ("model", "target", *grouping)), []).append(record)
     groups: list[Group] = []
+
     for members in gathered.values():
         first = members[0]["results"]
         others = [f"{name} {members[0]['options'].get(name)}" for name in shown]
@@ -159,6 +160,7 @@ def build_groups(records: Sequence[Record]) -> list[Group]:
                 cells=_build_cells(members, records, pruning, chosen),
             )
         )
+
     return groups
 
 
@@ -169,6 +171,7 @@ def _build_cells(
     for record in members:
         gathered.setdefault(setting(record), []).append(record)
     cells = []
+
     for runs in gathered.values():
         method = runs[0]["results"]["method"]
         tried: dict[float, list[Record]] = {}
@@ -182,6 +185,7 @@ def _build_cells(
         ]
         best = [record for rates in tried.values() for record in rates if record["name"] in chosen]
         cells.append(Cell(method + "".join(options), method, sparsity(runs[0]), best, tried))
+
     return sorted(
         cells,
         key=lambda c: (c.method != "dense", c.sparsity, method_rank(c.method), _natural(c.label)),
@@ -249,11 +253,13 @@ def add_overlaps(runs: Runs, groups: Sequence[Group]) -> None:
     rest = {name for record in runs.records for name in record["options"]} - pruning
     rest -= {*NOT_GROUPED, "target"}
     by_sparsity: dict[Any, list[tuple[Record, tuple[Any, ...]]]] = {}
+
     for cell in (cell for group in groups for cell in group.cells if cell.method != "dense"):
         for record in cell.runs:
             what = (cell.label, _seed(record), record["results"]["target"])
             place = (cell.sparsity, _values(record, sorted(rest)))
             by_sparsity.setdefault(place, []).append((record, what))
+
     for members in by_sparsity.values():
         masks: dict[str, Mapping[str, Any]] = {}
         for i, (first, what) in enumerate(members):

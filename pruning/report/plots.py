@@ -45,6 +45,7 @@ def draw_plots(group: Group, runs: Runs) -> dict[str, tuple[str, bytes]]:
         raise ValueError(
             'plots need matplotlib: pip install -e ".[plot]", or give --no-plots'
         ) from None
+
     matplotlib.use("Agg")
     kinds: dict[str, Callable[[Group, Runs], tuple[str, Any] | None]] = {
         "error_vs_sparsity": _error_vs_sparsity,
@@ -55,10 +56,12 @@ def draw_plots(group: Group, runs: Runs) -> dict[str, tuple[str, bytes]]:
         "revival": _revival,
     }
     drawn = {}
+
     for kind, draw in kinds.items():
         if result := draw(group, runs):
             caption, figure = result
             drawn[f"{kind}-{group.slug}.png"] = (caption, _png(figure))
+
     return drawn
 
 
@@ -127,6 +130,7 @@ def _error_vs_sparsity(group: Group, runs: Runs) -> tuple[str, Any] | None:
     for cell in group.dense:
         axes.axhline(cell.rate, **styles[cell.label] | {"marker": "", "linewidth": 1.2})
         axes.axhspan(*cell.interval, color=COLOURS["dense"], alpha=0.06, linewidth=0)
+
     for label in group.labels:
         cells = [cell for cell in group.cells if cell.label == label and cell.method != "dense"]
         if cells:
@@ -136,6 +140,7 @@ def _error_vs_sparsity(group: Group, runs: Runs) -> tuple[str, Any] | None:
             axes.fill_between(x, low, high, color=styles[label]["color"], alpha=0.12, linewidth=0)
             if len(cells) == 1:
                 axes.vlines(x, low, high, color=styles[label]["color"], alpha=0.4)
+
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)
     title = f"{group.title}: mean of {_seeds(group)}, 95 % by speaker"
@@ -149,6 +154,7 @@ def _cost(group: Group, runs: Runs) -> tuple[str, Any] | None:
         return None
     figure, ((axes,),) = _figure(7.5, 4.2)
     styles = _styles(group)
+
     for cell in [*group.dense, *group.middle]:
         style = styles[cell.label] | {"linestyle": "", "markersize": 8}
         if style["marker"] == "_":
@@ -159,6 +165,7 @@ def _cost(group: Group, runs: Runs) -> tuple[str, Any] | None:
         axes.vlines(steps, low, high, color=style["color"], alpha=0.4)
         style["label"] = f"{cell.label}: {tunings:g} run{'' if tunings == 1 else 's'}"
         axes.plot([steps], [cell.rate], **style)
+
     axes.set_xlim(left=0)
     _finish(
         axes,
@@ -167,6 +174,7 @@ def _cost(group: Group, runs: Runs) -> tuple[str, Any] | None:
         f"test {group.rate_name} (fraction)",
     )
     _legend(figure, axes)
+
     return f"Test {group.rate_name} against the cost of training", figure
 
 
@@ -243,6 +251,7 @@ def _heat_maps(
     width = max(1.6, cell * len(column_labels)) + 0.2
     height = max(1.6, cell * len(row_labels)) + 0.4
     figure, grid = _figure(columns * width + 3.0, rows * height + 1.3, rows, columns)
+
     for place, axes in enumerate(grid.flat):
         if place >= len(panels):
             axes.set_visible(False)
@@ -262,6 +271,7 @@ def _heat_maps(
                 text = f"{value:.2f}".removeprefix("0")
                 colour = "white" if value > 0.5 else "black"
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
+
     figure.colorbar(image, ax=grid, label=unit, shrink=0.9)
     return figure
 
@@ -272,6 +282,7 @@ def _revival(group: Group, runs: Runs) -> tuple[str, Any] | None:
         return None
     figure, ((left, right),) = _figure(10.5, 4.0, 1, 2)
     styles = _styles(group)
+
     for place, cell in enumerate(cells):
         record = cell.runs[0]
         events = record["curves"]["reprune"]
@@ -281,10 +292,12 @@ def _revival(group: Group, runs: Runs) -> tuple[str, Any] | None:
         style = styles[cell.label] | {"markersize": 3, "linewidth": width}
         left.plot(steps, [100 * event["revived"] / size for event in events], **style)
         right.plot(steps, [event["iou_first"] for event in events], **style)
+
     _finish(left, "Revived at each re-prune", "optimizer step", "weights in scope (%)")
     _finish(right, "Overlap with the first mask", "optimizer step", "intersection over union")
     title = f"{group.title}: sparsity {cells[0].sparsity:g}, lowest seed"
     figure.suptitle(title, fontsize=10)
     left.set_ylim(bottom=0)
     _legend(figure, left)
+
     return f"Weights that come back, and drift of the mask: {group.title}", figure

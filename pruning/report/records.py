@@ -83,6 +83,7 @@ def load_runs(paths: Sequence[Path]) -> Runs:
             found += _read_runs_file(path, runs)
         else:
             folders |= dict.fromkeys(_finished_folders(path))
+
     runs.folders = _named(list(folders))
     found += [_read_folder(folder, name) for name, folder in runs.folders.items()]
     known: dict[str, Record] = {}
@@ -95,6 +96,7 @@ def load_runs(paths: Sequence[Path]) -> Runs:
         if _outcome(first) != _outcome(record):
             runs.repeated.append(record["name"])
             runs.folders.pop(record["name"], None)
+
     runs.records = sorted(known.values(), key=lambda record: (*sort_key(record), record["name"]))
     return runs
 

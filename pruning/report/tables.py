@@ -70,6 +70,7 @@ def _protocol(group: Group) -> str:
         f"Versions: {'; '.join(versions)}. Device: {', '.join(devices)}.",
     ]
     single = [cell for cell in group.cells if len(set(cell.seeds)) == 1]
+
     if single:
         which = (
             "Every number is of one seed"
@@ -80,6 +81,7 @@ def _protocol(group: Group) -> str:
             f"{which}: the interval tells how much the test speakers matter, not how much another "
             "seed would."
         )
+
     return "\n".join(lines) + "\n"
 
 
@@ -98,6 +100,7 @@ def _main_table(group: Group) -> str:
         "seconds",
     )
     rows = []
+
     for cell in group.cells:
         rows.append(
             (
@@ -114,6 +117,7 @@ def _main_table(group: Group) -> str:
                 f"{cell.mean(_cost_of('training_seconds')):.0f}",
             )
         )
+
     return table(header, rows)
 
 
@@ -136,12 +140,14 @@ def _tuning(group: Group) -> list[str]:
                     "chosen" if chosen else "",
                 )
             )
+
     title = "### Learning rates tried\n"
     if not rows:
         return [title, "One for each method and sparsity: nothing was tuned in these runs.\n"]
     name = group.rate_name
     header = ("method", "sparsity", "learning rate", "seeds", f"dev {name}", f"test {name}", "")
     note = "The dev rate is the mean over the seeds that all rates of a method and sparsity share."
+
     return [title, note + "\n", table(header, rows)]
 
 
@@ -199,13 +205,16 @@ def _overlaps(group: Group, runs: Runs) -> list[str]:
             null = " to ".join(dict.fromkeys((nulls[0], nulls[-1])))
             parts.append(f"Sparsity {sparsity:g}; two independent random masks: {null}.\n")
             parts.append(table(("", *labels), rows))
+
     seeds = []
     for cell in group.cells:
         if known := overlap(runs, combinations(cell.runs, 2)):
             seeds.append((cell.label, f"{cell.sparsity:g}", *(f"{value:.3f}" for value in known)))
+
     if seeds:
         parts.append("Between the seeds of a method:\n")
         parts.append(table(("method", "sparsity", "overlap", "random masks"), seeds))
+
     note = (
         "Intersection over union of the kept weights, mean over the seeds; what two independent "
         "random masks of the same sparsities would have stands beside it."
@@ -264,6 +273,7 @@ def _revival(group: Group) -> list[str]:
                     f"{events[-1]['iou_previous']:.4f}",
                 )
             )
+
     header = (
         "method",
         "sparsity",
@@ -277,6 +287,7 @@ def _revival(group: Group) -> list[str]:
         "with the one before",
     )
     note = "Weights that a re-prune let back in, of the lowest seed; overlaps are of the last one."
+
     return ["### Revival\n", note + "\n", table(header, rows)] if rows else []
 
 

@@ -31,6 +31,7 @@ def final_report(run: Run) -> dict[str, Any]:
     initial = load_checkpoint(run.out / "initial.pt")
     options = asdict(run.options)
     teacher = run.checkpoint.run.teacher
+
     return (
         results(test, best)
         | {

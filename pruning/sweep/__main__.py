@@ -178,6 +178,7 @@ def hold(out: Path, train: Mapping[str, Any]) -> Iterator[None]:
         raise ValueError(
             f"cannot write in {out} ({error.strerror or error}): give another out"
         ) from None
+
     with lock:
         take_lock(lock, f"another sweep is running in {out}", LOCK_SECONDS)
         for path in sorted(out.glob("*.log")):
