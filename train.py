@@ -49,19 +49,24 @@ def fit(run: Run) -> bool:
             teach_itself(run)
             losses, grad_norm = optimizer_step(run)
             run.step += 1
+
+            # Pruning happens here and nowhere else: between two optimizer steps.
             reprune = run.schedule.after_step(run.params, run.step)
             if run.step == run.steps:
                 reprune = run.schedule.finish(run.params, run.step) or reprune
             if reprune and run.options.zero_moments:
                 run.optimizer.zero_moments(run.params, run.schedule.masks)
+
             log_step(run, losses, grad_norm, reprune)
             run.seconds += time.perf_counter() - started
             bar.update()
+
             at = (run.schedule.stage, run.step)
             if at == (0, run.options.rewind_step) and run.schedule.rewinds:
                 save(run, "rewind.pt", Snapshot({}, {}))
             if run.step % run.eval_every == 0 or run.step == run.steps:
                 score_and_save(run)
+
             # Processes that would have to agree in every step agree where they log.
             asks = run.world.size == 1 or run.step % run.options.log_every == 0
             if asks and run.world.any(bool(interrupted)) and run.step < run.steps:
