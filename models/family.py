@@ -172,13 +172,16 @@ class ForeignFormat:
 
     Attributes:
         name: Of the format.
-        sign: Name of a file that no other format's folder has.
-        read: Takes the folder; returns model and settings.
+        looks_like: What a message says of it.
+        fits: Takes the path and, of a file of ``torch.save``, what it holds (None of a folder);
+            tells whether it is of this format.
+        read: Takes the same; returns model and settings.
     """
 
     name: str
-    sign: str
-    read: Callable[[Path], tuple[SpeechModel, Settings]]
+    looks_like: str
+    fits: Callable[[Path, Any], bool]
+    read: Callable[[Path, Any], tuple[SpeechModel, Settings]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,20 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from data.files import read_json
 from models import FAMILIES, PRESETS
-from models.checkpoint import Checkpoint, load_checkpoint
+from models.archive import read_archive
+from models.checkpoint import Checkpoint, build_checkpoint, is_checkpoint
 from models.convert.hf import from_hf, load_hf
 from models.convert.hf_export import to_hf
-from models.convert.hub import find_weights
+from models.convert.hub import HUB_ID, download, find_weights
 from models.facts import RunFacts
 from models.initial import fit_architecture, random_checkpoint
+from models.weights import refuse_not_finite
+
+WRONG_FILE = "it is damaged, or neither a checkpoint of ours nor weights of a known format"
 
 __all__ = ["find_weights", "from_hf", "load_initial", "load_weights", "to_hf"]
 
@@ -23,29 +28,44 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
     """Read any weights we can read, telling the format from what is there.
 
     Args:
-        path: A checkpoint file of ours, a Hugging Face folder (``config.json`` with a
-            ``model_type``) or a folder of another format that a family can read.
+        path: A checkpoint file of ours; a Hugging Face folder (``config.json`` with a
+            ``model_type``) or a weight file in one; a file or folder of a format that a family
+            names; or, where there is none of that name, a repository of the model hub, OWNER/NAME.
 
     Returns:
         Checkpoint on the CPU.
 
     Raises:
-        ValueError: If nothing readable is there, or the format's own reader refuses it.
+        ValueError: If nothing readable is there, the format's own reader refuses it, or a weight is
+            NaN or infinite.
     """
     path = Path(path)
+    if not path.exists() and HUB_ID.fullmatch(path.as_posix()):
+        path = download(path.as_posix())
+    content = None
     if path.is_file():
-        return load_checkpoint(path)
-    if "model_type" in read_json(path / "config.json", needed=False):
+        if path.suffix == ".safetensors" or path.name.startswith("pytorch_model"):
+            return load_hf(path.parent, path)
+        content = read_archive(path, headers=True, remedy=WRONG_FILE)
+        if is_checkpoint(content):
+            checkpoint = build_checkpoint(content, path)
+            refuse_not_finite(checkpoint.model.state_dict())
+            return checkpoint
+    elif "model_type" in read_json(path / "config.json", needed=False):
         return load_hf(path)
+    return _load_foreign(path, content)
+
+
+def _load_foreign(path: Path, content: Any) -> Checkpoint:
     formats = [each for family in FAMILIES.values() for each in family.formats]
     for foreign in formats:
-        if (path / foreign.sign).is_file():
-            model, settings = foreign.read(path)
+        if foreign.fits(path, content):
+            model, settings = foreign.read(path, content)
             return Checkpoint(model, **vars(settings), run=RunFacts(converted_from=foreign.name))
-    others = " and ".join(f"a {each.name} folder ({each.sign})" for each in formats)
+    others = ", ".join(f"{each.name} ({each.looks_like})" for each in formats)
     raise ValueError(
         f"no weights at {path}: looked for a checkpoint file of ours, a Hugging Face folder "
-        f"(config.json with a model_type) and {others}"
+        f"(config.json with a model_type) or a weight file in one, and {others}"
     )
 
 

@@ -1,7 +1,7 @@
 """Convert weights: ``python -m models.convert SRC DST``, ``--to hf`` for the way back.
 
-SRC is a checkpoint file of ours, a Hugging Face folder, or a folder of a further format that a
-family reads, such as CTranslate2's.
+SRC is a checkpoint file of ours, a Hugging Face folder or a weight file in one, a file of
+openai-whisper, fairseq or torchaudio, a CTranslate2 folder, or a repository of the model hub.
 """
 
 import sys
@@ -26,7 +26,7 @@ def convert(arguments: Sequence[str] | None) -> None:
         ValueError: If the weights cannot be read, or not be written where they should be.
     """
     parser = OptionParser(prog=command("convert"), description=__doc__, allow_abbrev=False)
-    parser.add_argument("source", metavar="SRC", type=Path, help="file or folder to read")
+    parser.add_argument("source", metavar="SRC", type=Path, help="file, folder or hub name to read")
     parser.add_argument("target", metavar="DST", type=Path, help="file (parp) or folder (hf)")
     parser.add_argument("--to", choices=("parp", "hf"), default="parp", help="default: %(default)s")
     parser.add_argument("--force", action="store_true", help="replace an existing DST")
@@ -69,6 +69,8 @@ def _summary(target_format: str, target: Path, checkpoint: Checkpoint) -> str:
     tokenizer = checkpoint.tokenizer
     tokens = f"{tokenizer.vocab_size} {tokenizer.kind} tokens" if tokenizer else "no tokenizer"
     head = ", new CTC head" if checkpoint.run.head == "new" else ""
+    if checkpoint.run.drawn:
+        head += f"; {', '.join(checkpoint.run.drawn)}, which the source lacks, drawn anew"
     context = ""
     if target_format == "hf" and checkpoint.frontend.get("audio_ctx") == "own":
         context = _OWN_CONTEXT_IN_HF.format(seconds=checkpoint.config.audio_positions / 50)

@@ -1,10 +1,12 @@
 """Find pre-trained weights by model name: a local folder first, then the model hub."""
 
 import os
+import re
 from pathlib import Path
 
 from models import PRESETS, family_of
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SIDE_FILES = ("*.json", "merges.txt")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -47,6 +49,24 @@ def find_weights(model_name: str) -> Path:
         f"{looked}; {reason}. Get them with 'hf download {hub_id} --local-dir "
         f"{root / model_name}', give --init PATH, or run without weights: "
         f"--model {family.demo} --data demo"
+    )
+
+
+def download(hub_id: str) -> Path:
+    """Return the folder of a hub repository, fetching it if need be.
+
+    Raises:
+        ValueError: If it cannot be had.
+    """
+    try:
+        return _download(hub_id)
+    except ImportError:
+        reason = "huggingface_hub is not installed: pip install -e '.[hf]'"
+    except Exception as error:  # network, permission, cache: the library has no common type
+        reason = f"{type(error).__name__} from the hub"
+    raise ValueError(
+        f"no weights at {hub_id}: there is no such file or folder, and it cannot be had from the "
+        f"model hub ({reason})"
     )
 
 

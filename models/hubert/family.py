@@ -27,4 +27,5 @@ FAMILY = replace(
         "hubert-demo": Preset(wav2vec2.DEMO, recipe=wav2vec2.DEMO_RECIPE),
     },
     hugging_face=HUGGING_FACE,
+    formats=(),
 )

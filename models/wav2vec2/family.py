@@ -3,12 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from models.family import Family, Preset, Recipe, Waveform
+from models.family import Family, ForeignFormat, Preset, Recipe, Waveform
 from models.tokenizers import Tokenizer
 from models.training.tasks import CTCTask
 from models.wav2vec2.config import Wav2Vec2Config
 from models.wav2vec2.hugging_face import HUGGING_FACE
 from models.wav2vec2.model import PRUNE_SCOPES, Wav2Vec2
+from models.wav2vec2.other_formats import (
+    is_fairseq,
+    is_torchaudio,
+    load_fairseq,
+    load_torchaudio,
+)
 
 LARGE = {
     "conv_norm": "layer",
@@ -74,4 +80,18 @@ FAMILY = Family(
     recipe=Recipe(lr=1e-4, head_lr=1e-3, batch_seconds=100.0, epochs=20, hold=0.4),
     decode_seconds=120.0,
     hugging_face=HUGGING_FACE,
+    formats=(
+        ForeignFormat(
+            "fairseq",
+            "a file with the weights under model",
+            lambda path, content: is_fairseq(content),
+            load_fairseq,
+        ),
+        ForeignFormat(
+            "torchaudio",
+            "a state dict of Wav2Vec2Model",
+            lambda path, content: is_torchaudio(content),
+            load_torchaudio,
+        ),
+    ),
 )

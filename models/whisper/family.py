@@ -17,6 +17,7 @@ from models.whisper.decoding import generate
 from models.whisper.graphed_decoding import GreedyGraphs
 from models.whisper.hugging_face import HUGGING_FACE
 from models.whisper.model import PRUNE_SCOPES, Whisper
+from models.whisper.openai import is_openai, load_openai
 
 BASE = {
     "d_model": 512,
@@ -129,5 +130,18 @@ FAMILY = Family(
     },
     decode_seconds=960.0,  # 32 utterances of 30 s
     hugging_face=HUGGING_FACE,
-    formats=(ForeignFormat("CTranslate2", "model.bin", load_ctranslate2),),
+    formats=(
+        ForeignFormat(
+            "CTranslate2",
+            "a folder with model.bin",
+            lambda path, content: (path / "model.bin").is_file(),
+            lambda path, content: load_ctranslate2(path),
+        ),
+        ForeignFormat(
+            "openai-whisper",
+            "a file with dims and model_state_dict",
+            lambda path, content: is_openai(content),
+            load_openai,
+        ),
+    ),
 )
