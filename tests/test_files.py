@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,15 @@ from data.files import (
 )
 
 
-@pytest.fixture
+@contextmanager
 def _small_disk() -> Iterator[None]:
-    """A process that may write no more than 10 kB into a file, as if the disk were full."""
+    """Let the process write no more than 10 kB into a file meanwhile, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:  # before pytest writes to its own output, which may be a longer file
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_write_file_replaces_and_makes_folders(tmp_path: Path) -> None:
@@ -69,14 +72,14 @@ def test_files_that_cannot_all_be_written_are_none(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "old.txt"]
 
 
-@pytest.mark.usefixtures("_small_disk")
 @pytest.mark.parametrize("kind", ["bytes", "tensors"])
 def test_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "weights.pt"
     write_file(path, b"old")
     tensors = {"weight": torch.zeros(100_000)}
     contents = {"bytes": bytes(100_000), "tensors": lambda file: torch.save(tensors, file)}
-    with pytest.raises(ValueError, match="weights.pt .File too large.: give") as info:
+    refused = pytest.raises(ValueError, match="weights.pt .File too large.: give")
+    with _small_disk(), refused as info:
         write_file(path, contents[kind])
     assert "\n" not in str(info.value)
     assert path.read_bytes() == b"old"
