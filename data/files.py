@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+JsonObject = dict[str, Any]
+"""What a JSON object or a TOML table holds, by key."""
+
 Content = bytes | Callable[[BinaryIO], object]
 """The bytes of a file, or a function that writes them to an open one."""
 
@@ -164,7 +167,7 @@ def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
         ) from None
 
 
-def read_json(path: str | Path, remedy: str = RESTORE, needed: bool = True) -> dict[str, Any]:
+def read_json(path: str | Path, remedy: str = RESTORE, needed: bool = True) -> JsonObject:
     """Read a JSON object; {} where a file that is not ``needed`` is missing.
 
     A bare NaN, which version 0.1.0 wrote, is read as one.
@@ -185,7 +188,7 @@ def read_json(path: str | Path, remedy: str = RESTORE, needed: bool = True) -> d
     return content
 
 
-def read_json_lines(path: str | Path, remedy: str = RESTORE) -> list[dict[str, Any]]:
+def read_json_lines(path: str | Path, remedy: str = RESTORE) -> list[JsonObject]:
     """Read a file with a JSON object in each line.
 
     Raises:
@@ -214,7 +217,7 @@ def _parse(text: str, path: str | Path, remedy: str) -> Any:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
 
 
-def read_toml(path: str | Path, remedy: str) -> dict[str, Any]:
+def read_toml(path: str | Path, remedy: str) -> JsonObject:
     """Read a TOML file.
 
     Raises:

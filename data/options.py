@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from data.files import read_toml
+from data.files import JsonObject, read_toml
 
 Options = TypeVar("Options")
 
@@ -181,10 +181,10 @@ def parse_options(
     return cls(**values)
 
 
-def _read_options(cls: type, path: str) -> dict[str, Any]:
+def _read_options(cls: type, path: str) -> JsonObject:
     """Return the options in a TOML file by field name."""
     fields = {field.name for field in dataclasses.fields(cls)}
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for key, value in read_toml(path, "give the TOML file of a run").items():
         name = key.replace("-", "_")
         if name not in fields:

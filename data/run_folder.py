@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data.files import append_json_line, read_json, write_file
+from data.files import JsonObject, append_json_line, read_json, write_file
 
 PACKAGES = ("parp", "torch", "numpy", "sentencepiece", "tqdm")
 
@@ -80,7 +80,7 @@ def open_run_folder(
         raise ValueError(f"the run in {out} was begun with other options ({shown}): repeat those")
 
 
-def describe_environment(device: str) -> dict[str, Any]:
+def describe_environment(device: str) -> JsonObject:
     """Return library versions, git revision and device, for config.json."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:

@@ -33,12 +33,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from data.files import read_toml
+from data.files import JsonObject, read_toml
 from data.options import check_value
 from pruning.report.records import Record, load_records
 from pruning.run.options import TrainOptions
 
-Options = dict[str, Any]
+Options = JsonObject
 Grid = dict[str, list[Any]]
 
 TOP_LEVEL = ("out", "devices", "threads", "finished", "train", "grid", "tune")
@@ -147,14 +147,16 @@ def _check_apart(train: Options, grids: tuple[Grid, ...], tune: Grid, is_one_gri
             raise ValueError('no model is given: add model = "..." to [train]')
     for key in COMPARED:
         if key in tune:
-            raise ValueError(f"{key} is in [tune], for what is chosen on dev: move it to [grid]")
+            raise ValueError(
+                f"{key} is in [tune], whose values are chosen on dev: move it to [grid]"
+            )
 
 
-def _check_table(table: str, given: Any) -> dict[str, Any]:
+def _check_table(table: str, given: Any) -> Options:
     """Return [train], with a value for each option, or [grid] or [tune], with a list for each."""
     if not isinstance(given, dict):
         raise ValueError(f"{table} is {given!r}: give a table [{table}] of options of train.py")
-    checked: dict[str, Any] = {}
+    checked: Options = {}
     for spelled, value in given.items():
         name = spelled.replace("-", "_")
         if name in SET_BY_SWEEP:

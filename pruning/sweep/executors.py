@@ -110,7 +110,7 @@ class RayExecutor:
         self._names: dict[Any, str] = {}
 
     def is_free(self) -> bool:
-        """Say yes: Ray keeps the queue."""
+        """Return True: Ray keeps the queue."""
         return True
 
     def submit(self, name: str, command: list[str], log: Path) -> None:
