@@ -83,7 +83,8 @@ def fit_stages(run: Run) -> bool:
         is_last = name == run.schedule.stages[-1]
         stage = None
         if not is_last:
-            stage = finished_stage(run.out, name, asdict(run.options), default_options())
+            options = asdict(run.options) | recorded_options(run.options)
+            stage = finished_stage(run.out, name, options, default_options())
         if stage is None:
             if not fit(run):
                 return False

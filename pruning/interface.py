@@ -219,6 +219,8 @@ class Schedule:
             weights, and its best weights are handed to the next.
         takes_masks: Whether stage 0 may begin with the masks of another run.
         holds_masks: Whether the first masks are also the last.
+        default_cooldown: Share of the steps under the final mask, in methods that end with one,
+            where the options give none.
         rewinds: Whether stage 0 is dense, so that its early states may be rewound to.
         projects: Whether the last prune can be followed by a projection.
         ranks_untrained: Whether weights are ranked for which this stage's optimizer has no moments.
@@ -235,6 +237,7 @@ class Schedule:
     takes_masks = True
     holds_masks = False
     rewinds = False
+    default_cooldown = 0.2
     projects = False
     ranks_untrained = True
 

@@ -178,12 +178,7 @@ class CooldownPARP(PARP):
 
     It tells whether PARP's last adjustments, which the final re-prune cuts off, do harm. Not in the
     paper.
-
-    Attributes:
-        default_cooldown: Share of the steps under the final mask where the options give none.
     """
-
-    default_cooldown = 0.2
 
     @property
     def cooldown(self) -> float:

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from data.files import read_json
+from data.options import parse_options
 from data.run_folder import EventLog, open_run_folder
 from models.checkpoint import load_checkpoint, save_checkpoint
 from pruning.mask_file import check_masks, load_masks
 from pruning.report.records import load_records
-from pruning.run.options import default_options
+from pruning.run.options import TrainOptions, default_options, recorded_options
 from pruning.scope import select_parameters
 
 OLD = Path(__file__).parent / "golden" / "version_1"
@@ -66,3 +67,10 @@ def test_old_events_up_to_a_step_are_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(text)
     EventLog(tmp_path / "metrics.jsonl", at=(0, 10_000))
     assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_options_of_an_old_run_are_still_those_that_the_same_flags_give():
+    old = read_json(OLD / "run" / "config.json")["options"]
+    flags = ["--model", "w2v2-demo", "--sparsity", "0.6", "--data", "demo", "--epochs", "6"]
+    now = recorded_options(parse_options(TrainOptions, flags, ""))
+    assert {key: now[key] for key in old} == old

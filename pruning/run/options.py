@@ -40,8 +40,14 @@ def method_of(options: TrainOptions) -> str:
 
 
 def recorded_options(options: TrainOptions) -> dict[str, Any]:
-    """Return the options that say what a run is, as config.json and reports hold them."""
-    chosen = asdict(options) | {"method": method_of(options)}
+    """Return the options that say what a run is, as config.json and reports hold them.
+
+    What the method decides where it is not given is recorded as decided.
+    """
+    method = method_of(options)
+    chosen = asdict(options) | {"method": method}
+    if options.cooldown is None:
+        chosen["cooldown"] = SCHEDULES[method].default_cooldown
     return {name: value for name, value in chosen.items() if name not in NOT_RECORDED}
 
 

@@ -10,6 +10,7 @@ from data.corpus import Split
 from eval import Decoding, Scores, describe_weights, results, score, write_alignments
 from models.checkpoint import load_checkpoint
 from pruning.interface import PruneOptions
+from pruning.run.options import recorded_options
 from pruning.run.state import Run
 from pruning.stages import load_stage
 
@@ -29,7 +30,7 @@ def final_report(run: Run) -> dict[str, Any]:
     if run.world.writes:
         write_alignments(run.out / "test.jsonl", test)
     initial = load_checkpoint(run.out / "initial.pt")
-    options = asdict(run.options)
+    options = asdict(run.options) | recorded_options(run.options)
     teacher = run.checkpoint.run.teacher
 
     return (
