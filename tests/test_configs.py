@@ -12,7 +12,7 @@ from pruning.sweep.plan import first_runs
 from train import TrainOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
-RECIPES = [path for path in CONFIGS if not path.stem.endswith("-sweep")]
+RECIPES = [path for path in CONFIGS if "[train]" not in path.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
