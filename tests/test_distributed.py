@@ -95,6 +95,17 @@ def test_run_of_two_processes_goes_on_with_one(
     assert len(_losses(tmp_path / "run")) == 20
 
 
+@pytest.mark.long
+def test_two_processes_equal_one_with_a_teacher(
+    small_corpus: Path, tmp_path: Path, alone: Path
+) -> None:
+    flags = ("--teacher", str(alone), "--distill-hidden", "1", "--grad-accum", "2", "--steps", "8")
+    assert _train(small_corpus, tmp_path / "one", 1, *flags) == 0
+    assert _train(small_corpus, tmp_path / "two", 2, *flags) == 0
+    _assert_same(tmp_path / "one", tmp_path / "two")
+    assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), abs=1e-10)
+
+
 def test_shares_of_all_processes_are_the_items_once() -> None:
     shares = [World(rank, 3).share(range(10)) for rank in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(10))
