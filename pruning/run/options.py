@@ -1,5 +1,6 @@
 """Everything that can be said of a run on train.py's command line."""
 
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -44,11 +45,16 @@ def recorded_options(options: TrainOptions) -> dict[str, Any]:
 
     What the method decides where it is not given is recorded as decided.
     """
-    method = method_of(options)
-    chosen = asdict(options) | {"method": method}
-    if options.cooldown is None:
-        chosen["cooldown"] = SCHEDULES[method].default_cooldown
+    chosen = decided(asdict(options) | {"method": method_of(options)})
     return {name: value for name, value in chosen.items() if name not in NOT_RECORDED}
+
+
+def decided(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with what the method decides where it is not given."""
+    chosen = dict(options)
+    if chosen.get("cooldown") is None and chosen.get("method") in SCHEDULES:
+        chosen["cooldown"] = SCHEDULES[chosen["method"]].default_cooldown
+    return chosen
 
 
 def default_options() -> dict[str, Any]:

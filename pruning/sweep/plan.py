@@ -12,7 +12,13 @@ from typing import Any
 import train
 from data.options import check_value
 from pruning.report.records import Record
-from pruning.run.options import TrainOptions, default_options, method_of, recorded_options
+from pruning.run.options import (
+    TrainOptions,
+    decided,
+    default_options,
+    method_of,
+    recorded_options,
+)
 from pruning.schedules import build_schedule
 from pruning.sweep.config import Grid, Options, SweepConfig
 
@@ -259,7 +265,7 @@ def _check(config: SweepConfig, run: PlannedRun) -> None:
 
 def _check_record(options: Options, record: Record, where: str) -> None:
     """Refuse a record of other options; those that it lacks were at their defaults."""
-    before = DEFAULTS | record["options"]
+    before = decided(DEFAULTS | record["options"])
     differing = [
         f"{key} was {before.get(key)!r}"
         for key in sorted({*options, *record["options"]} - {*CHANGES_NOTHING})
