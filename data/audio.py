@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import compressed
+from data.damage import count_text_mode_bytes, has_shifted_bytes
+from data.files import warn_once
 from data.resample import resample as change_rate
 from data.sphere import MAGIC, SAMPLE_RATE, PcmLayout, read_sphere_layout
 
@@ -28,7 +30,9 @@ _ENCODINGS = {
 }
 # What follows the format tag in the 16-byte subformat of WAVE_FORMAT_EXTENSIBLE
 _SUBFORMAT_TAIL = bytes.fromhex("000000001000800000aa00389b71")
+_UNKNOWN_SIZE = 0xFFFFFFFF
 _ROUNDING_SECONDS = 0.02
+_COPY_ANEW = "copy it again from where it came, as binary (FTP's `binary`, unzip without -a)"
 _REMEDY = "convert to 16 kHz 16-bit mono, e.g. `sox IN -r 16000 -b 16 -c 1 OUT.wav`"
 
 
@@ -173,7 +177,13 @@ def _read_samples(path: Path, start: int, count: int) -> NDArray[np.float32]:
             return compressed.read_samples(path, kind, start, count)
         layout = _read_layout(file, path)
         file.seek(layout.offset + 2 * start)
-        samples = np.frombuffer(file.read(2 * count), dtype=layout.dtype)
+        content = file.read(2 * count)
+    if has_shifted_bytes(content, layout.dtype == "<i2"):
+        raise ValueError(
+            f"{path}: read as its header says its samples are noise, for bytes are missing or in the "
+            f"other order, as after a text-mode copy: {_COPY_ANEW}"
+        )
+    samples = np.frombuffer(content, dtype=layout.dtype)
     return samples.astype(np.float32) / np.float32(32768)
 
 
@@ -190,18 +200,31 @@ def _read_layout(file: BinaryIO, path: Path) -> PcmLayout:
         raise ValueError(
             f"{path} {found}, wanted NIST SPHERE (NIST_1A), RIFF WAVE, FLAC, Ogg or MP3: {_REMEDY}"
         )
-    present = (file.seek(0, 2) - layout.offset) // 2
+    size = file.seek(0, 2)
+    present = (size - layout.offset) // 2
     if present < layout.num_samples:
         raise ValueError(
             f"{path}: truncated, the header says {layout.num_samples} samples and {present} are "
             "there: restore the file"
+        )
+    if surplus := max(0, size - layout.end):
+        if count_text_mode_bytes(file, surplus):
+            raise ValueError(
+                f"{path}: a text-mode copy has put {surplus} CR bytes into it, so that its samples "
+                f"are noise: {_COPY_ANEW}"
+            )
+        warn_once(
+            "stray bytes",
+            f"{path} has {surplus} bytes after its end, which are not read; others may have some too",
         )
     return layout
 
 
 def _read_riff_layout(file: BinaryIO, path: Path) -> PcmLayout:
     """Walk the chunks, which may come in any order, for ``fmt`` and ``data``."""
-    if file.seek(8) and file.read(4) != b"WAVE":
+    file.seek(4)
+    stated = 8 + int.from_bytes(file.read(4), "little")
+    if file.read(4) != b"WAVE":
         raise ValueError(f"{path}: a RIFF file that is not WAVE: {_REMEDY}")
     format_chunk, data = None, None
     while len(head := file.read(8)) == 8 and (format_chunk is None or data is None):
@@ -218,7 +241,10 @@ def _read_riff_layout(file: BinaryIO, path: Path) -> PcmLayout:
     sample_rate = _check_format(format_chunk, path)
     if data[1] % 2:
         raise ValueError(f"{path}: {data[1]} bytes are no whole 16-bit samples: restore the file")
-    return PcmLayout(data[0], data[1] // 2, "<i2", sample_rate)
+    end = sum(data) + data[1] % 2
+    # Programs that wrote into a pipe could not go back to state the size.
+    is_stated = end <= stated < _UNKNOWN_SIZE
+    return PcmLayout(data[0], data[1] // 2, "<i2", sample_rate, stated if is_stated else end)
 
 
 def _check_format(chunk: bytes, path: Path) -> int:

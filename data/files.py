@@ -17,6 +17,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 JsonObject = dict[str, Any]
 """What a JSON object or a TOML table holds, by key."""
@@ -235,6 +236,21 @@ def read_toml(path: str | Path, remedy: str) -> JsonObject:
         raise ValueError(f"cannot read {path} ({error.strerror or error}): {remedy}") from None
     except (ValueError, RecursionError) as error:  # wrong TOML and wrong UTF-8
         raise ValueError(f"{path} is not TOML ({error}): correct it") from None
+
+
+_SAID: set[str] = set()
+
+
+def warn_once(kind: str, text: str) -> None:
+    """Print a warning on stderr, in one line, unless this process has printed one of its kind.
+
+    Args:
+        kind: What may be said once.
+        text: What is the case, without "warning".
+    """
+    if kind not in _SAID:
+        _SAID.add(kind)
+        tqdm.write(f"warning: {' '.join(text.splitlines())}", file=sys.stderr)
 
 
 def take_lock(file: IO[bytes], problem: str, patience_seconds: float = 0.0) -> None:

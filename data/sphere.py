@@ -28,7 +28,8 @@ class PcmLayout(NamedTuple):
     offset: int  # bytes from the start of the file
     num_samples: int
     dtype: str  # "<i2" or ">i2"
-    sample_rate: int = SAMPLE_RATE
+    sample_rate: int
+    end: int  # bytes that the file should have
 
 
 def read_sphere_layout(file: BinaryIO, path: Path) -> PcmLayout:
@@ -71,7 +72,7 @@ def read_sphere_layout(file: BinaryIO, path: Path) -> PcmLayout:
         )
 
     dtype = "<i2" if byte_order == "01" else ">i2"
-    return PcmLayout(offset, num_samples, dtype, sample_rate)
+    return PcmLayout(offset, num_samples, dtype, sample_rate, offset + 2 * num_samples)
 
 
 def _read_fields(file: BinaryIO, path: Path) -> tuple[int, dict[str, int | float | str]]:
