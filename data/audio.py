@@ -180,8 +180,8 @@ def _read_samples(path: Path, start: int, count: int) -> NDArray[np.float32]:
         content = file.read(2 * count)
     if has_shifted_bytes(content, layout.dtype == "<i2"):
         raise ValueError(
-            f"{path}: read as its header says its samples are noise, for bytes are missing or in the "
-            f"other order, as after a text-mode copy: {_COPY_ANEW}"
+            f"{path}: read as its header says its samples are noise, for bytes are missing or in "
+            f"the other order, as after a text-mode copy: {_COPY_ANEW}"
         )
     samples = np.frombuffer(content, dtype=layout.dtype)
     return samples.astype(np.float32) / np.float32(32768)
@@ -213,10 +213,8 @@ def _read_layout(file: BinaryIO, path: Path) -> PcmLayout:
                 f"{path}: a text-mode copy has put {surplus} CR bytes into it, so that its samples "
                 f"are noise: {_COPY_ANEW}"
             )
-        warn_once(
-            "stray bytes",
-            f"{path} has {surplus} bytes after its end, which are not read; others may have some too",
-        )
+        text = f"{path} has {surplus} bytes after its end, which are not read; others may have too"
+        warn_once("stray bytes", text)
     return layout
 
 

@@ -1,8 +1,8 @@
 """Recordings whose bytes are not what their header says: read as they stand, they are noise.
 
-Two kinds are told. A text-mode copy (FTP in ASCII mode, ``unzip -a``, git's autocrlf) puts a CR before
-every LF, in the samples too, and so adds bytes. The way back drops such CRs, and a wrong byte order
-swaps the two bytes of every sample: both leave the length right, and are told by the bytes themselves.
+Two kinds are told. A text-mode copy (FTP in ASCII mode, ``unzip -a``, git's autocrlf) puts a CR
+before every LF, in the samples too, and so adds bytes. The way back drops such CRs, and a wrong byte
+order swaps the two bytes of every sample: both leave the length right, and are told by the bytes.
 """
 
 from typing import BinaryIO
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 _BLOCK = 256  # samples looked at together
 _CHUNK = 1 << 20  # bytes of a file read at once
 
-# Mean change from a byte to the next, on a circle of 256 values; random bytes have 64. In 75 minutes of
-# read speech the high bytes never passed 37, nor 1 where the low ones stayed below 24.
+# Mean change from a byte to the next, on a circle of 256 values; random bytes have 64. In 75 minutes
+# of read speech the high bytes never passed 37, nor 1 where the low ones stayed below 24.
 _RANDOM_HIGH_BYTES = 40.0
 _SMOOTH_LOW_BYTES = 24.0
 _VALUES_OF_RANDOM_BYTES = 32  # different ones in a block, at least
@@ -25,8 +25,8 @@ _AGREEING_SIGNS = 0.65
 def count_text_mode_bytes(file: BinaryIO, surplus: int) -> int:
     """Return how many bytes a text-mode copy has put into a file, 0 where none went over it.
 
-    After such a copy every LF follows a CR, and ``surplus`` of the CRs are new. A recording that only
-    has something after its samples holds other LFs, unless it is a few hundred bytes long.
+    After such a copy every LF follows a CR, and ``surplus`` of the CRs are new. A recording that
+    only has something after its samples holds other LFs, unless it is a few hundred bytes long.
 
     Args:
         file: The whole file; left anywhere.
@@ -46,13 +46,13 @@ def count_text_mode_bytes(file: BinaryIO, surplus: int) -> int:
 
 
 def has_shifted_bytes(pcm: bytes | memoryview, little_endian: bool) -> bool:
-    """Say whether 16-bit samples are, in part at least, cut at the wrong byte or in the wrong order.
+    """Say whether 16-bit samples are, in part at least, cut or ordered wrongly by a byte.
 
     In a recording the high bytes of the samples follow one another smoothly and the low ones look
     random, so where it is the other way round the bytes have changed places. Quiet stretches, whose
-    high bytes are nothing but signs, are told by low bytes that are nothing but signs of the high ones.
-    Full-scale noise, in which both look random, is told from nothing and passes, as do stretches
-    shorter than a few hundred samples.
+    high bytes are nothing but signs, are told by low bytes that are nothing but signs of the high
+    ones. Full-scale noise, in which both look random, passes, as do stretches shorter than a few
+    hundred samples.
 
     Args:
         pcm: The samples' bytes.
@@ -71,7 +71,7 @@ def has_shifted_bytes(pcm: bytes | memoryview, little_endian: bool) -> bool:
 
 
 def _mean_change(values: NDArray[np.int8]) -> NDArray[np.float64]:
-    """Return how far each byte is from the next, as the shorter way round, in the mean of a block."""
+    """Return the mean distance from a byte to the next, the shorter way round, of each block."""
     change = np.diff(values, axis=1).astype(np.int16)  # int8 wraps, and so goes the shorter way
     means: NDArray[np.float64] = np.abs(change).mean(1)
     return means
