@@ -1,8 +1,8 @@
 """Recordings whose bytes are not what their header says: read as they stand, they are noise.
 
 Two kinds are told. A text-mode copy (FTP in ASCII mode, ``unzip -a``, git's autocrlf) puts a CR
-before every LF, in the samples too, and so adds bytes. The way back drops such CRs, and a wrong byte
-order swaps the two bytes of every sample: both leave the length right, and are told by the bytes.
+before every LF, in the samples too, and so adds bytes. The way back drops such CRs, and a wrong
+byte order swaps the two bytes of every sample: both leave the length right, and are told by bytes.
 """
 
 from typing import BinaryIO
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 _BLOCK = 256  # samples looked at together
 _CHUNK = 1 << 20  # bytes of a file read at once
 
-# Mean change from a byte to the next, on a circle of 256 values; random bytes have 64. In 75 minutes
-# of read speech the high bytes never passed 37, nor 1 where the low ones stayed below 24.
+# Mean change from a byte to the next, on a circle of 256 values; random bytes have 64. In 75
+# minutes of read speech the high bytes never passed 37, nor 1 where the low ones stayed below 24.
 _RANDOM_HIGH_BYTES = 40.0
 _SMOOTH_LOW_BYTES = 24.0
 _VALUES_OF_RANDOM_BYTES = 32  # different ones in a block, at least
