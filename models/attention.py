@@ -3,6 +3,7 @@
 Shape letters: B batch, T queries, S keys, D d_model, H heads, K head width.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -69,14 +70,9 @@ class MultiHeadAttention(nn.Module):
             (B, T, D).
         """
         keys, values = self.keys_values(x) if keys_values is None else keys_values
-        attended = F.scaled_dot_product_attention(
-            self._split_heads(self.q_proj(x)),
-            keys,
-            values,
-            attn_mask=attention_mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_causal,
-        )
+        queries = self._split_heads(self.q_proj(x))
+        dropout = self.dropout if self.training else 0.0
+        attended = _attend(queries, keys, values, attention_mask, dropout, is_causal)
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
 
     def to_unprojected(self, x: Tensor, source: Tensor) -> Tensor:
@@ -113,6 +109,28 @@ class MultiHeadAttention(nn.Module):
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, S, D) -> (B, H, S, K)
+
+
+def _attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    is_causal: bool,
+) -> Tensor:
+    """Return the scaled dot-product attention (B, H, T, K) of ``MultiHeadAttention.forward``."""
+    # torch's kernel for the CPU is three times slower in bfloat16 than its matrix products are.
+    is_slow = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
+    if not (is_slow and torch.is_grad_enabled() and mask is None and dropout == 0):
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
+        )
+    scores = (queries * queries.shape[3] ** -0.5) @ keys.mT  # (B, H, T, S)
+    if is_causal:
+        later = torch.ones(scores.shape[2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    return scores.softmax(3).to(values.dtype) @ values
 
 
 class FeedForward(nn.Module):
