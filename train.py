@@ -11,16 +11,17 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.corpus import write_manifest
 from data.files import read_json, remove_left_overs, write_file, write_json
 from data.options import command, interrupts, parse_options, run_program
-from data.run_folder import describe_environment, open_run_folder
+from data.run_folder import EventLog, describe_environment, leave_nothing_unbegun, open_run_folder
+from data.run_manifest import write_manifest
 from eval import summary
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.device import random_state, set_random_state
@@ -30,7 +31,7 @@ from pruning.interface import Reprune, Snapshot
 from pruning.mask_file import load_masks_for
 from pruning.run.calibration import collect_inputs
 from pruning.run.options import TrainOptions, default_options, recorded_options
-from pruning.run.plan import make_plan
+from pruning.run.plan import Plan, check_corpus, make_plan
 from pruning.run.results import final_report, score_run
 from pruning.run.state import Run, build_run, build_stage_optimizer, restore, save
 from pruning.run.teacher import learn_from, teach_itself
@@ -215,7 +216,10 @@ def score_and_save(run: Run) -> None:
 
 def begin(run: Run) -> None:
     """Take up the state that the run was interrupted in, or begin its first stage."""
-    if run.checkpoint.training is not None:
+    training = run.checkpoint.training
+    at = (training["schedule"]["stage"], training["step"]) if training else (0, 0)
+    run.log = EventLog(run.out / "metrics.jsonl", at, run.world.writes)
+    if training is not None:
         restore(run)
         return
     if run.world.writes:
@@ -233,23 +237,34 @@ def train(options: TrainOptions) -> int:
     if writes:
         open_run_folder(out, chosen, options.resume is not None, default_options())
         remove_left_overs(out)
+    check_corpus(plan)
     if (out / "results.json").is_file():
         print(summary(read_json(out / "results.json")), f"{out} is finished", sep="\n")
         return 0
 
-    config = {"options": chosen, "recipe": asdict(plan.recipe)}
+    with leave_nothing_unbegun(out) if writes else nullcontext():
+        return run_plan(plan)
+
+
+def run_plan(plan: Plan) -> int:
+    """Train, score and report as planned; return the exit status."""
+    options, out, writes = plan.options, plan.out, plan.world.writes
+    config = {"options": recorded_options(options), "recipe": asdict(plan.recipe)}
     config |= describe_environment(str(plan.device))
-    if writes:
-        write_json(out / "config.json", config)
+    if writes and plan.last is None:
+        write_json(out / "config.json", config)  # tells whose a folder is that has nothing else
     run = build_run(plan)
     run.schedule.collect_inputs = lambda: collect_inputs(run)
     if options.teacher and options.teacher != SELF:
         learn_from(run, find_teacher(options.teacher, out))
-    if writes:
-        used = replace(run.data.train, utterances=run.train)
-        write_manifest([used, run.data.dev], run.data.corpus.root, out / "manifest.tsv")
     begin(run)
     if writes:
+        write_manifest(
+            [run.data.train, run.data.dev, run.data.test],
+            run.data.corpus.root,
+            out / "manifest.tsv",
+            {each.utt_id for each in run.data.train.utterances} - {u.utt_id for u in run.train},
+        )
         write_json(out / "config.json", config | {"run": run.checkpoint.run.stored()})
 
     if not fit_stages(run):

@@ -1,7 +1,5 @@
 """A corpus of any format as the programs use it: its splits, and what a run trains on."""
 
-import hashlib
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,11 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.files import write_file
 from data.formats import find_corpus
 from data.front_ends import check_context
 from data.log_mel import AudioContext, read_context
-from data.phones import fold_phones
 from data.splits import draw_splits, missing_splits, parts_of
 from data.subsets import select_subset
 from data.utterance import Utterance, Wanted
@@ -182,40 +178,3 @@ def load_corpus(
         chosen = select_subset(train.utterances, subset)
         train = Split(train.name, chosen, f"{train.described}, subset {subset}")
     return TrainingData(corpus, train, dev, test, longest)
-
-
-def write_manifest(splits: Sequence[Split], root: Path, path: str | Path) -> None:
-    """Write a tab-separated list of utterances, to tell later which data a number came from.
-
-    Columns: utt_id, speaker, sex, dialect, path (in the corpus), num_samples, seconds, phones39 (as
-    scored), text, labels_sha256 (over phones with times, words and text), first_sample (of the
-    recording), split, and described (with the rule by which the split was drawn, if it was).
-    """
-    lines = [
-        "utt_id speaker sex dialect path num_samples seconds phones39 text labels_sha256 "
-        "first_sample split described".split()
-    ]
-
-    for split in splits:
-        for item in split.utterances:
-            labels = repr(([(p.start, p.end, p.label) for p in item.phones], item.words, item.text))
-            lines.append(
-                [
-                    item.utt_id,
-                    item.speaker,
-                    item.sex,
-                    str(item.dialect or ""),
-                    os.path.relpath(item.path, root),
-                    str(item.num_samples),
-                    f"{item.seconds:.4f}",
-                    " ".join(fold_phones([phone.label for phone in item.phones], 39)),
-                    " ".join(item.text.split()),
-                    hashlib.sha256(labels.encode()).hexdigest(),
-                    str(item.start),
-                    split.name,
-                    split.described,
-                ]
-            )
-
-    text = "".join("\t".join(line) + "\n" for line in lines)
-    write_file(path, text.encode())

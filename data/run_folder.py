@@ -2,14 +2,29 @@
 
 import json
 import platform
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data.files import JsonObject, append_json_line, read_json, write_file
+from data.files import (
+    JsonObject,
+    append_json_line,
+    read_json,
+    remove_left_overs,
+    write_file,
+)
+
+SAVED = ("last.pt", "best.pt", "results.json")
+BEFORE_BEGINNING = (
+    *("config.json", "manifest.tsv", "metrics.jsonl", "inputs"),
+    *("initial.pt", "rewind.pt", "teacher.pt", "stage-*.pt"),
+)
+"""What a run writes before its first event."""
 
 PACKAGES = ("parp", "torch", "numpy", "sentencepiece", "tqdm")
 
@@ -71,13 +86,45 @@ def open_run_folder(
 
     if not config.is_file():
         raise ValueError(f"{out} has no config.json, so it holds no run: give the run's own folder")
-    if not any((out / name).exists() for name in ("last.pt", "best.pt", "results.json")):
+    if not any((out / name).exists() for name in SAVED):
         return  # it has saved nothing, so it may begin anew, otherwise too
     before = {**(defaults or {}), **read_json(config).get("options", {})}
     differing = [name for name in options if before.get(name) != options[name]]
     if differing:
         shown = ", ".join(f"{name} was {before.get(name)!r}" for name in differing)
         raise ValueError(f"the run in {out} was begun with other options ({shown}): repeat those")
+
+
+@contextmanager
+def leave_nothing_unbegun(out: Path) -> Iterator[None]:
+    """Remove what the block has put into a run folder where it fails before the run has begun.
+
+    A run has begun when it has logged an event or saved a checkpoint: then there is something to
+    lose, and to go on with. Before, the folder would only stand in the way of the next command.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        if not _has_begun(out):
+            _remove_files_of_run(out)
+            for folder in made:
+                with suppress(OSError):  # someone else has put something there
+                    folder.rmdir()
+        raise
+
+
+def _has_begun(out: Path) -> bool:
+    log = out / "metrics.jsonl"
+    has_events = log.is_file() and log.stat().st_size > 0
+    return has_events or any((out / name).exists() for name in SAVED)
+
+
+def _remove_files_of_run(out: Path) -> None:
+    remove_left_overs(out)
+    for pattern in BEFORE_BEGINNING:
+        for path in out.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def describe_environment(device: str) -> JsonObject:

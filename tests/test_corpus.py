@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from data import formats
-from data.corpus import Corpus, Split, load_corpus, write_manifest
+from data.corpus import Corpus, Split, load_corpus
 from data.phones import fold_phones
+from data.run_manifest import probe_recording, write_manifest
 from data.splits import draw_splits
 from data.timit import load_timit
 from data.utterance import CorpusFormat, Phone, Utterance, Wanted
@@ -206,15 +207,17 @@ def test_manifest_lists_every_utterance(small_corpus: Path, tmp_path: Path) -> N
         "first_sample": "0",
         "split": "test",
         "described": "test without SA",
+        "recording_crc32": probe_recording(last.path),
     }
 
 
 def test_manifest_hash_changes_with_a_label_and_with_nothing_else(tmp_path: Path) -> None:
-    (first, *rest) = _utterances("ab")
+    (tmp_path / "a.wav").touch()
+    first, *rest = (replace(each, path=tmp_path / "a.wav") for each in _utterances("ab"))
     label = Phone(0, 300, "aa")
     for name, phones in (("before", label), ("again", label), ("after", Phone(0, 301, "aa"))):
-        changed = Utterance(**{**vars(first), "phones": (phones,)})
-        write_manifest([Split("dev", [changed, *rest], "dev")], Path("/corpus"), tmp_path / name)
+        changed = replace(first, phones=(phones,))
+        write_manifest([Split("dev", [changed, *rest], "dev")], tmp_path, tmp_path / name)
     before, again, after = (
         (tmp_path / name).read_text().splitlines() for name in ("before", "again", "after")
     )

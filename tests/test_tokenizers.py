@@ -216,14 +216,16 @@ def test_subword_decode_of_id_out_of_range_raises(subword, bad):
 
 
 def test_subword_train_at_the_suggested_largest_vocab_size_works():
-    with pytest.raises(ValueError, match="vocab_size 5000 is too large for this text") as raised:
+    with pytest.raises(
+        ValueError, match="--subword-vocab 5000 is too large for this text"
+    ) as raised:
         SubwordTokenizer.train(TEXTS, vocab_size=5000)
     largest = int(str(raised.value).split()[-1])
     assert SubwordTokenizer.train(TEXTS, vocab_size=largest).vocab_size == largest
 
 
 def test_subword_train_at_the_suggested_smallest_vocab_size_works():
-    with pytest.raises(ValueError, match="vocab_size 10 is too small for this text") as raised:
+    with pytest.raises(ValueError, match="--subword-vocab 10 is too small for this text") as raised:
         SubwordTokenizer.train(TEXTS, vocab_size=10)
     smallest = int(str(raised.value).split()[-1])
     assert SubwordTokenizer.train(TEXTS, vocab_size=smallest).vocab_size == smallest

@@ -163,8 +163,10 @@ def _training_message(vocab_size: int, reason: str) -> str:
     """Turn SentencePiece's many-line error into one line with a remedy."""
     most = re.search(r"<= (\d+)", reason)
     if most:
-        return f"vocab_size {vocab_size} is too large for this text: choose at most {most[1]}"
+        return f"--subword-vocab {vocab_size} is too large for this text: choose at most {most[1]}"
     least = re.search(r"\d+ vs (\d+)", reason)
     if least:
-        return f"vocab_size {vocab_size} is too small for this text: choose at least {least[1]}"
+        return (
+            f"--subword-vocab {vocab_size} is too small for this text: choose at least {least[1]}"
+        )
     return f"no subword model of vocab_size {vocab_size} for this text: {' '.join(reason.split())}"

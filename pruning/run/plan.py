@@ -11,6 +11,7 @@ from data.corpus import Corpus, TrainingData, load_corpus
 from data.inputs import resolve_data
 from data.phones import PHONE_SETS
 from data.run_folder import locate_run
+from data.run_manifest import check_manifest
 from data.targets import labels_of, target_text
 from data.utterance import Wanted
 from models import PRESETS, family_of
@@ -130,6 +131,22 @@ def _find_data_and_weights(options: TrainOptions) -> TrainingData:
     if "audio_ctx" in default_front_end(options.model):
         data.audio_context(options.audio_ctx)
     return data
+
+
+def check_corpus(plan: Plan) -> None:
+    """Check that the corpus still is what a run to go on with, or to reuse stages of, has seen.
+
+    Raises:
+        ValueError: If labels, lengths, recordings or splits differ; says how.
+    """
+    data, reuse = plan.data, plan.options.reuse
+    manifest = plan.out / "manifest.tsv"
+    if manifest.is_file() and (plan.last or (plan.out / "results.json").is_file()):
+        remedy = "put it back, or begin anew in another folder"
+        check_manifest([data.train, data.dev, data.test], manifest, remedy)
+    if reuse and (manifest := Path(reuse) / "manifest.tsv").is_file():
+        remedy = "give a run on the same data to --reuse, or none"
+        check_manifest([data.train, data.dev], manifest, remedy)
 
 
 def _say_what_is_new(facts: RunFacts, source: str) -> None:

@@ -35,7 +35,7 @@ MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "step
 
 @dataclass
 class Run:
-    """Everything that the loop touches; from ``optimizer`` on it is the present stage's."""
+    """Everything that the loop touches; from ``log`` on it is set when a stage begins."""
 
     options: TrainOptions
     out: Path
@@ -50,10 +50,10 @@ class Run:
     data: TrainingData
     dev_inputs: Sequence[Tensor]
     world: World
-    log: EventLog
     eval_every: int
     full_steps: int
     distillation: Distillation | None = None
+    log: EventLog = field(init=False)
     optimizer: Optimizer = field(init=False)
     steps: int = 0
     step: int = 0
@@ -89,7 +89,6 @@ def build_run(plan: Plan) -> Run:
     pattern = checkpoint.run.scope_pattern
     assert pattern is not None, "every run has a scope"
     options, out, dev = plan.options, plan.out, plan.data.dev.utterances
-    at = (training["schedule"]["stage"], training["step"]) if training else (0, 0)
     return Run(
         options=options,
         out=out,
@@ -104,7 +103,6 @@ def build_run(plan: Plan) -> Run:
         data=plan.data,
         dev_inputs=read_inputs(task, checkpoint, dev, options, out),
         world=plan.world,
-        log=EventLog(out / "metrics.jsonl", at, plan.world.writes),
         eval_every=options.eval_every or steps_per_epoch,
         full_steps=steps,
     )
