@@ -28,12 +28,18 @@ from models.device import random_state, set_random_state
 from models.draw import Draw
 from models.training.distill import SELF, find_teacher
 from pruning.interface import Reprune, Snapshot
-from pruning.mask_file import load_masks_for
 from pruning.run.calibration import collect_inputs
 from pruning.run.options import TrainOptions, default_options, recorded_options
 from pruning.run.plan import Plan, check_corpus, make_plan
 from pruning.run.results import final_report, score_run
-from pruning.run.state import Run, build_run, build_stage_optimizer, restore, save
+from pruning.run.state import (
+    Run,
+    build_run,
+    build_stage_optimizer,
+    masks_to_begin_with,
+    restore,
+    save,
+)
 from pruning.run.teacher import learn_from, teach_itself
 from pruning.stages import Stage, finished_stage, save_stage
 
@@ -118,7 +124,7 @@ def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None)
     masks = None
     if options.init_mask and stage == 0:
         assert about.scope is not None, "every run has a scope"
-        masks = load_masks_for(options.init_mask, run.params, options.model, about.scope)
+        masks = masks_to_begin_with(options.init_mask, run.params, options.model, about.scope)
     if previous is not None:
         previous = {name: previous[name].to(param.device) for name, param in run.params.items()}
     run.steps = run.schedule.stage_steps(stage, run.full_steps)

@@ -18,6 +18,7 @@ from models.archive import read_archive
 from models.facts import RunFacts, read_facts
 from models.family import SpeechModel
 from models.fields import has_type, shown
+from models.packed import PackedSize, is_packed, read_packed, write_packed
 from models.tokenizers import Tokenizer, build_tokenizer
 from models.weights import build_with_weights
 
@@ -92,6 +93,36 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
             nor plain, or the file cannot be written.
     """
     path = Path(path)
+    content = _content(path, checkpoint)
+    write_file(path, lambda file: torch.save(content, file))
+
+
+def save_packed(
+    path: str | os.PathLike[str], checkpoint: Checkpoint, values: str = "fp32"
+) -> PackedSize:
+    """Write ``checkpoint`` packed: one bit a prunable weight and the kept ones.
+
+    ``load_checkpoint`` reads it as any other; a pruned weight of -0.0 then is 0.0, and training
+    cannot be resumed.
+
+    Args:
+        path: The file, written whole or not at all.
+        checkpoint: What to write; ``training`` is left out.
+        values: "fp32", which keeps every value, "fp16", or "int8" with a scale for each row.
+
+    Returns:
+        What it takes.
+
+    Raises:
+        ValueError: As ``save_checkpoint``, or if a pruned weight is not zero, or a value is beyond
+            the range of fp16.
+    """
+    path = Path(path)
+    return write_packed(path, _content(path, checkpoint), values)
+
+
+def _content(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what the file of a checkpoint holds."""
     problem = _mismatch(checkpoint)
     if problem:
         raise ValueError(f"checkpoint for {path} is not consistent: {problem}")
@@ -110,8 +141,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "run": checkpoint.run.stored(),
         "training": checkpoint.training,
     }
-    content = _storable(content, "checkpoint")
-    write_file(path, lambda file: torch.save(content, file))
+    stored: dict[str, Any] = _storable(content, "checkpoint")
+    return stored
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
@@ -120,7 +151,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     Torch's global random state is left as it was.
 
     Args:
-        path: File written by ``save_checkpoint``.
+        path: File written by ``save_checkpoint`` or ``save_packed``.
         device: Where model and masks go; ``training`` stays on the CPU.
 
     Raises:
@@ -204,6 +235,8 @@ def _storable(value: Any, where: str) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no checkpoint file at {path}: give the path of a .pt file of ours")
+    if is_packed(path):
+        return read_packed(path)
     remedy = "it is damaged, or was not written by train.py or models.convert"
     content = read_archive(path, kind="a checkpoint", remedy=remedy)
     if not is_checkpoint(content):
@@ -212,6 +245,16 @@ def _read(path: Path) -> dict[str, Any]:
             "convert other weights with python -m models.convert"
         )
     return dict(content)
+
+
+def is_checkpoint_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file calls itself a checkpoint of ours, packed or not."""
+    if is_packed(Path(path)):
+        return True
+    try:
+        return is_checkpoint(read_archive(Path(path)))
+    except ValueError:
+        return False
 
 
 def is_checkpoint(content: Any) -> bool:

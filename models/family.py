@@ -7,7 +7,7 @@ another, so that nothing outside the folder asks which family a model is of.
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from torch import Tensor, nn
 
@@ -166,6 +166,38 @@ class HuggingFace:
     write_settings: Callable[[Any, Settings, HuggingFaceFolder], None]
 
 
+@dataclass
+class ExportedFolder:
+    """The files of a model for another program.
+
+    Attributes:
+        json: What JSON files hold, by name.
+        binary: Functions that write the other files, by name.
+        num_parameters: Of the model as it is written.
+    """
+
+    json: dict[str, Any]
+    binary: dict[str, Callable[[BinaryIO], object]]
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class ForeignExport:
+    """How a model is written for another program.
+
+    Attributes:
+        to: What ``models.convert --to`` calls the format.
+        write: Takes our model, what stands beside it, and how values are stored (a key of
+            ``models.packed.VALUES``); returns the files of a folder.
+        load_with: Python that loads the written folder ``"FOLDER"`` and gives the text of
+            ``waveform``, for the folder's card.
+    """
+
+    to: str
+    write: Callable[[Any, Settings, str], ExportedFolder]
+    load_with: str
+
+
 @dataclass(frozen=True)
 class ForeignFormat:
     """A further format that a family's weights come in.
@@ -176,12 +208,14 @@ class ForeignFormat:
         fits: Takes the path and, of a file of ``torch.save``, what it holds (None of a folder);
             tells whether it is of this format.
         read: Takes the same; returns model and settings.
+        export: How it is written; None where it is not.
     """
 
     name: str
     looks_like: str
     fits: Callable[[Path, Any], bool]
     read: Callable[[Path, Any], tuple[SpeechModel, Settings]]
+    export: ForeignExport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

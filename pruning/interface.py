@@ -108,7 +108,9 @@ class PruneOptions:
         False,
     )
     zero_moments: bool = option("forget Adam's moments of weights when they are pruned", False)
-    init_mask: str | None = option("mask file of another run to begin with", None)
+    init_mask: str | None = option(
+        "masks of another run to begin with: its masks.pt, or a checkpoint of a pruned model", None
+    )
     reuse: str | None = option(
         "run folder whose finished stages are taken over, where they are the same", None
     )

@@ -146,7 +146,7 @@ def test_load_weights_reads_the_decoding_settings(tmp_path, model):
     assert checkpoint.decoding["suppress_ids"] == [4]
     assert checkpoint.decoding["begin_suppress_ids"] == []
     assert checkpoint.decoding["max_tokens"] == 9
-    assert checkpoint.frontend == {"kind": "log_mel", "num_mels": 6, "audio_ctx": None}
+    assert checkpoint.frontend == {"kind": "log_mel", "num_mels": 6, "audio_ctx": 0.4}
     assert checkpoint.tokenizer is None
 
 

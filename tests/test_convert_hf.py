@@ -276,7 +276,7 @@ def test_from_hf_with_a_setting_not_implemented_names_it(
     ("file", "content", "message"),
     [
         ("config.json", "{", "config.json is damaged .*: restore the file"),
-        ("model.safetensors", "x", "model.safetensors can't be read .SafetensorError."),
+        ("model.safetensors", "x", "model.safetensors can't be read .no header."),
         ("model.safetensors", None, "no weights in .*: looked for model.safetensors and pytorch_"),
         ("vocab.json", '{"<pad>": 0, "a": 2}', "ids are not 0 to 1"),
         ("vocab.json", '{"a": 0, "b": 1}', "no '<pad>', the pad token"),

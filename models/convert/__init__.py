@@ -17,6 +17,7 @@ from models.convert.hf_export import to_hf
 from models.convert.hub import HUB_ID, download, find_weights
 from models.facts import RunFacts
 from models.initial import fit_architecture, random_checkpoint
+from models.packed import is_packed, read_packed
 from models.weights import refuse_not_finite
 
 WRONG_FILE = "it is damaged, or neither a checkpoint of ours nor weights of a known format"
@@ -28,8 +29,8 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
     """Read any weights we can read, telling the format from what is there.
 
     Args:
-        path: A checkpoint file of ours; a Hugging Face folder (``config.json`` with a
-            ``model_type``) or a weight file in one; a file or folder of a format that a family
+        path: A checkpoint file of ours, packed or not; a Hugging Face folder (``config.json`` with
+            a ``model_type``) or a weight file in one; a file or folder of a format that a family
             names; or, where there is none of that name, a repository of the model hub, OWNER/NAME.
 
     Returns:
@@ -44,9 +45,13 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
         path = download(path.as_posix())
     content = None
     if path.is_file():
-        if path.suffix == ".safetensors" or path.name.startswith("pytorch_model"):
+        packed = is_packed(path)
+        if path.suffix == ".safetensors" and not packed or path.name.startswith("pytorch_model"):
             return load_hf(path.parent, path)
-        content = read_archive(path, headers=True, remedy=WRONG_FILE)
+        if packed:
+            content = read_packed(path)
+        else:
+            content = read_archive(path, headers=True, remedy=WRONG_FILE)
         if is_checkpoint(content):
             checkpoint = build_checkpoint(content, path)
             refuse_not_finite(checkpoint.model.state_dict())

@@ -11,6 +11,7 @@ from models.checkpoint import Checkpoint
 from models.convert.hf_config import read_hf_config
 from models.facts import RunFacts
 from models.fields import Field, JsonFile, take_fields
+from models.tensor_file import read_tensors
 from models.weights import build_renamed
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -102,15 +103,4 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
         ):
             raise ValueError(f"{path} holds more than weights: give a file of tensors by name")
         return content
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise ValueError(
-            f"reading {path} needs the safetensors package: pip install -e '.[hf]'"
-        ) from None
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors names no common type for damaged files
-        raise ValueError(
-            f"{path} can't be read ({type(error).__name__}): missing, damaged, or not weights"
-        ) from None
+    return read_tensors(path)

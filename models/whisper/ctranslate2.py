@@ -18,20 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.files import read_json
-from models.family import LogMel, Settings
+from models.family import Settings
+from models.fields import Field, JsonFile, take_fields
 from models.tokenizers import ByteBPETokenizer
 from models.weights import ATTENTION_LEAVES, KeyMap, build_renamed
 from models.whisper.config import WhisperConfig
+from models.whisper.hugging_face import ids_within, read_front_end
 from models.whisper.model import Whisper
 
 Arrays = dict[str, np.ndarray]
 
-_BINARY_VERSION, _SPEC, _REVISION = 6, "WhisperSpec", 3
-_DTYPES = ("<f4", "i1", "<i2", "<i4", "<f2", "<u2")  # by id in the file; the last is bfloat16
+BINARY_VERSION, SPEC, REVISION = 6, "WhisperSpec", 3
+DTYPES = ("<f4", "i1", "<i2", "<i4", "<f2", "<u2")  # by id in the file; the last is bfloat16
 _BFLOAT16 = 5
 # What one fused weight holds, in row order.
-_FUSED = {
+FUSED = {
     "self_attention/linear_0": ("q_proj", "k_proj", "v_proj"),
     "self_attention/linear_1": ("out_proj",),
     "attention/linear_0": ("q_proj",),
@@ -39,7 +40,7 @@ _FUSED = {
     "attention/linear_2": ("out_proj",),
 }
 # Scalars that say how CTranslate2 runs the model; ours runs it in this one way.
-_REQUIRED = {
+REQUIRED = {
     "decoder/activation": 3,  # exact GELU
     "decoder/alibi": 0,
     "decoder/pre_norm": 1,
@@ -56,7 +57,7 @@ _IGNORED = (
 
 # CTranslate2 writes "/" and layer_0; its reader makes "." and layers.0 of them, and splits the
 # fused projections.
-_KEYS = KeyMap(
+KEYS = KeyMap(
     prefix="",
     pairs={
         "encoder.conv1": "encoder.conv1",
@@ -95,7 +96,7 @@ def load_ctranslate2(folder: Path) -> tuple[Whisper, Settings]:
         folder: Holds ``model.bin``, ``config.json`` and, for text, ``tokenizer.json``.
 
     Returns:
-        Model with float32 weights, and settings with the full audio context.
+        Model with float32 weights, and its settings.
 
     Raises:
         ValueError: If a file is missing or damaged, the model is no whisper, or a variable is
@@ -103,7 +104,7 @@ def load_ctranslate2(folder: Path) -> tuple[Whisper, Settings]:
     """
     arrays = read_model_bin(folder / "model.bin")
     heads = {side: _scalar(arrays, f"{side}/num_heads") for side in ("encoder", "decoder")}
-    for name, wanted in _REQUIRED.items():
+    for name, wanted in REQUIRED.items():
         found = _scalar(arrays, name)
         if found != wanted:
             raise ValueError(f"{folder}: {name} is {found}, only {wanted} is implemented")
@@ -116,7 +117,7 @@ def load_ctranslate2(folder: Path) -> tuple[Whisper, Settings]:
             tensors["decoder.projection.weight"], tensors["decoder.embeddings.weight"]
         ):
             raise ValueError("its output head differs from the token embedding: use a tied model")
-        model = build_renamed(Whisper, _config(tensors, heads), tensors, _KEYS)
+        model = build_renamed(Whisper, _config(tensors, heads), tensors, KEYS)
     except KeyError as error:
         raise ValueError(f"{folder}/model.bin has no {error.args[0]}: not a whole model") from None
     except ValueError as error:
@@ -124,8 +125,10 @@ def load_ctranslate2(folder: Path) -> tuple[Whisper, Settings]:
 
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = ByteBPETokenizer.from_json(tokenizer_file) if tokenizer_file.is_file() else None
-    frontend = asdict(LogMel(num_mels=model.config.num_mels))
-    decoding = _decoding(folder / "config.json", model, tokenizer)
+    frontend = asdict(read_front_end(folder, model.config))
+    decoding = _decoding(JsonFile.read(folder / "config.json", needed=True), model, tokenizer)
+    if tokenizer is not None:
+        tokenizer = tokenizer.speaking(decoding["start_ids"])
     return model, Settings(tokenizer, frontend, decoding)
 
 
@@ -140,10 +143,10 @@ def read_model_bin(path: Path) -> Arrays:
     try:
         reader = _Reader(path.read_bytes())
         version, spec, revision = reader.number("I"), reader.string(), reader.number("I")
-        if (version, spec, revision) != (_BINARY_VERSION, _SPEC, _REVISION):
+        if (version, spec, revision) != (BINARY_VERSION, SPEC, REVISION):
             raise ValueError(
-                f"it is {spec!r} revision {revision} in binary version {version}, only {_SPEC!r} "
-                f"revision {_REVISION} in version {_BINARY_VERSION} can be read: convert the model "
+                f"it is {spec!r} revision {revision} in binary version {version}, only {SPEC!r} "
+                f"revision {REVISION} in version {BINARY_VERSION} can be read: convert the model "
                 "again with a current ctranslate2"
             )
         arrays = {reader.string(): reader.array() for _ in range(reader.number("I"))}
@@ -183,10 +186,10 @@ class _Reader:
     def array(self) -> np.ndarray:
         shape = [self.number("I") for _ in range(self.number("B"))]
         dtype_id, num_bytes = self.number("B"), self.number("I")
-        if dtype_id >= len(_DTYPES):
-            raise ValueError(f"data type {dtype_id} is unknown, known are 0 to {len(_DTYPES) - 1}")
+        if dtype_id >= len(DTYPES):
+            raise ValueError(f"data type {dtype_id} is unknown, known are 0 to {len(DTYPES) - 1}")
         values = np.frombuffer(
-            self.content[self.position : self.position + num_bytes], _DTYPES[dtype_id]
+            self.content[self.position : self.position + num_bytes], DTYPES[dtype_id]
         ).reshape(shape)
         self.position += num_bytes
         if dtype_id == _BFLOAT16:
@@ -222,7 +225,7 @@ def _split_fused(arrays: Arrays) -> dict[str, Tensor]:
     for name, array in arrays.items():
         module, _, leaf = name.rpartition("/")
         block = "/".join(module.split("/")[-2:])
-        leaves = _FUSED.get(block)
+        leaves = FUSED.get(block)
         parts = np.split(array, len(leaves)) if leaves else [array]
         for part_name, part in zip(leaves or (module.split("/")[-1],), parts, strict=True):
             new_leaf = {"gamma": "weight", "beta": "bias"}.get(leaf, leaf)
@@ -261,13 +264,23 @@ def _config(tensors: dict[str, Tensor], heads: dict[str, int]) -> WhisperConfig:
     )
 
 
-def _decoding(path: Path, model: Whisper, tokenizer: ByteBPETokenizer | None) -> dict[str, Any]:
+_DECODING = {
+    "suppress_ids": Field("list of int or null", ()),
+    "suppress_ids_begin": Field("list of int or null", ()),
+    "start_ids": Field("list of id or null"),  # this and the next are in our own folders only
+    "max_tokens": Field("size or null"),
+}
+
+
+def _decoding(file: JsonFile, model: Whisper, tokenizer: ByteBPETokenizer | None) -> dict[str, Any]:
     """Join the suppressed ids of ``config.json`` and the tokenizer's special ids."""
-    config = read_json(path)
+    settings, most_tokens = take_fields(_DECODING, file), model.config.text_positions
+    vocab_size = model.config.vocab_size
+    start_ids = settings["start_ids"] or (tokenizer.start_ids if tokenizer else None)
     return {
-        "start_ids": list(tokenizer.start_ids) if tokenizer else None,
+        "start_ids": start_ids and list(start_ids),
         "eos_id": tokenizer.eos_id if tokenizer else None,
-        "suppress_ids": config.get("suppress_ids") or [],
-        "begin_suppress_ids": config.get("suppress_ids_begin") or [],
-        "max_tokens": model.config.text_positions,
+        "suppress_ids": ids_within(settings["suppress_ids"], vocab_size),
+        "begin_suppress_ids": ids_within(settings["suppress_ids_begin"], vocab_size),
+        "max_tokens": min(settings["max_tokens"] or most_tokens, most_tokens),
     }

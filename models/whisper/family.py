@@ -13,6 +13,7 @@ from models.tokenizers import Tokenizer
 from models.training.tasks import Seq2SeqTask
 from models.whisper.config import DecodingOptions, WhisperConfig
 from models.whisper.ctranslate2 import load_ctranslate2
+from models.whisper.ctranslate2_export import EXPORT
 from models.whisper.decoding import generate
 from models.whisper.graphed_decoding import GreedyGraphs
 from models.whisper.hugging_face import HUGGING_FACE
@@ -136,6 +137,7 @@ FAMILY = Family(
             "a folder with model.bin",
             lambda path, content: (path / "model.bin").is_file(),
             lambda path, content: load_ctranslate2(path),
+            EXPORT,
         ),
         ForeignFormat(
             "openai-whisper",

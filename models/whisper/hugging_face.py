@@ -147,17 +147,22 @@ def _read_settings(config: WhisperConfig, config_file: JsonFile) -> Settings:
     decoding = {
         "start_ids": start_ids,
         "eos_id": eos_id,
-        "suppress_ids": _within(settings["suppress_tokens"], config.vocab_size),
-        "begin_suppress_ids": _within(settings["begin_suppress_tokens"], config.vocab_size),
+        "suppress_ids": ids_within(settings["suppress_tokens"], config.vocab_size),
+        "begin_suppress_ids": ids_within(settings["begin_suppress_tokens"], config.vocab_size),
         "max_tokens": min(new_tokens + len(start_ids), most_tokens),
     }
-    front_end = asdict(_read_front_end(folder, config))
+    front_end = asdict(read_front_end(folder, config))
     if tokenizer is None:
         return Settings(_read_phones(folder, eos_id, start_ids), front_end, decoding)
     return Settings(tokenizer.speaking(start_ids), front_end, decoding)
 
 
-def _read_front_end(folder: Path, config: WhisperConfig) -> LogMel:
+def read_front_end(folder: Path, config: WhisperConfig) -> LogMel:
+    """Read what a folder says of its front end; where it says nothing, the model's sizes do.
+
+    Raises:
+        ValueError: If it says what is not implemented, or contradicts the sizes.
+    """
     file = front_end_file(folder)
     for name, value in take_fields(_FRONT_END, file).items():
         # null is false for the one switch among them
@@ -177,7 +182,7 @@ def _read_front_end(folder: Path, config: WhisperConfig) -> LogMel:
     return LogMel(num_mels=config.num_mels, audio_ctx=audio_ctx)
 
 
-def _within(ids: Sequence[int], vocab_size: int) -> list[int]:
+def ids_within(ids: Sequence[int], vocab_size: int) -> list[int]:
     """Leave out ids that no token has, such as -1, as transformers does."""
     return [i for i in ids if 0 <= i < vocab_size]
 
@@ -274,26 +279,36 @@ def _read_phones(folder: Path, eos_id: int, start_ids: list[int]) -> SymbolToken
     return SymbolTokenizer("phone", symbols_by_id(vocab), None, eos_id, start_ids)
 
 
-def _write_settings(model: Whisper, settings: Settings, folder: HuggingFaceFolder) -> None:
-    """Write a model with the context that it was trained on, which ends its positions early."""
-    files, positions = folder.files, model.config.audio_positions  # 20 ms each
-    audio_ctx: Any = settings.frontend.get("audio_ctx")
+def exported_context(model: Whisper, frontend: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the whole seconds of audio that an export takes, and its encoder positions.
+
+    A context that the model was trained on ends its positions early; without one, and for a model
+    of each utterance's own length, all of them stay.
+    """
+    positions, audio_ctx = model.config.audio_positions, frontend.get("audio_ctx")  # 20 ms each
     seconds = math.ceil(positions / 50 if audio_ctx in (None, "own") else audio_ctx)
-    positions = files["config.json"]["max_source_positions"] = min(50 * seconds, positions)
+    return seconds, min(50 * seconds, positions)
+
+
+def _write_settings(model: Whisper, settings: Settings, folder: HuggingFaceFolder) -> None:
+    files = folder.files
+    seconds, positions = exported_context(model, settings.frontend)
+    files["config.json"]["max_source_positions"] = positions
     name = "model.encoder.embed_positions.weight"
     folder.tensors[name] = folder.tensors[name][:positions].clone()
 
-    files["preprocessor_config.json"] = _preprocessor(model, seconds)
-    if audio_ctx == "own":  # for the way back; transformers takes no notice of it
-        files["preprocessor_config.json"]["audio_ctx"] = audio_ctx
+    files["preprocessor_config.json"] = preprocessor_json(model, seconds, settings.frontend)
     if settings.decoding:
-        generation = _generation_config(settings.tokenizer, settings.decoding)
+        most_tokens = model.config.text_positions
+        generation = _generation_config(settings.tokenizer, settings.decoding, most_tokens)
         files["generation_config.json"] = generation
     if settings.tokenizer is not None:
         files |= _tokenizer_files(settings.tokenizer)
 
 
-def _preprocessor(model: Whisper, seconds: int) -> dict[str, Any]:
+def preprocessor_json(model: Whisper, seconds: int, frontend: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``preprocessor_config.json`` of a model that takes some seconds of audio."""
+    own = {"audio_ctx": "own"}  # for the way back; other programs take no notice of it
     return {
         "feature_extractor_type": "WhisperFeatureExtractor",
         "processor_class": "WhisperProcessor",
@@ -307,12 +322,18 @@ def _preprocessor(model: Whisper, seconds: int) -> dict[str, Any]:
         "padding_side": "right",
         "padding_value": 0.0,
         "return_attention_mask": False,
+        **(own if frontend.get("audio_ctx") == "own" else {}),
     }
 
 
-def _generation_config(tokenizer: Tokenizer | None, decoding: Mapping[str, Any]) -> dict[str, Any]:
+def _generation_config(
+    tokenizer: Tokenizer | None, decoding: Mapping[str, Any], most_tokens: int
+) -> dict[str, Any]:
     start_id, *forced = decoding["start_ids"]
-    eos_id = decoding["eos_id"]
+    eos_id, max_tokens = decoding["eos_id"], decoding["max_tokens"]
+    # transformers adds the start ids to whisper's max_length before it cuts there, and published
+    # models, which may fill all places, state the number of those
+    max_length = max_tokens if max_tokens == most_tokens else max_tokens - 1 - len(forced)
     config: dict[str, Any] = {
         "decoder_start_token_id": start_id,
         "bos_token_id": eos_id,
@@ -320,8 +341,7 @@ def _generation_config(tokenizer: Tokenizer | None, decoding: Mapping[str, Any])
         "pad_token_id": eos_id,
         "suppress_tokens": list(decoding["suppress_ids"]) or None,
         "begin_suppress_tokens": list(decoding["begin_suppress_ids"]) or None,
-        # transformers adds the start ids to whisper's max_length before it cuts there
-        "max_length": decoding["max_tokens"] - len(decoding["start_ids"]),
+        "max_length": max_length,
         "return_timestamps": False,
         "is_multilingual": False,
     }
@@ -331,12 +351,18 @@ def _generation_config(tokenizer: Tokenizer | None, decoding: Mapping[str, Any])
         ids = tokenizer.added_tokens
         config["no_timestamps_token_id"] = ids["<|notimestamps|>"]
         if len(tokenizer.start_ids) > 2:  # start, language, task, no timestamps
-            tasks = ("transcribe", "translate")
-            between = range(tokenizer.start_ids[0] + 1, min(ids[f"<|{task}|>"] for task in tasks))
             config["is_multilingual"] = True
-            config["lang_to_id"] = {token: i for token, i in ids.items() if i in between}
-            config["task_to_id"] = {task: ids[f"<|{task}|>"] for task in tasks}
+            config["lang_to_id"] = language_ids(tokenizer)
+            config["task_to_id"] = {task: ids[f"<|{task}|>"] for task in TASKS}
     return config
+
+
+def language_ids(tokenizer: ByteBPETokenizer) -> dict[str, int]:
+    """Return the tokens of languages: those between the start and the tasks."""
+    ids = tokenizer.added_tokens
+    tasks = [ids[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in ids]
+    between = range(tokenizer.start_ids[0] + 1, min(tasks, default=0))
+    return {token: i for token, i in ids.items() if i in between}
 
 
 def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:

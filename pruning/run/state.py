@@ -1,7 +1,7 @@
 """The state of a run: what the training loop touches, and how it is saved and taken up again."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ from data.targets import keep_usable, target_text
 from data.utterance import Utterance
 from eval import read_inputs
 from models import build_task
-from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.checkpoint import (
+    Checkpoint,
+    is_checkpoint_file,
+    load_checkpoint,
+    save_checkpoint,
+)
 from models.device import World, random_state, set_random_state
 from models.initial import set_frozen
 from models.training.distill import Distillation
@@ -25,7 +30,7 @@ from models.training.optim import Optimizer, build_optimizer
 from models.training.recipes import recipe_of
 from models.training.tasks import Task
 from pruning.interface import Schedule, Snapshot, copy_weights
-from pruning.mask_file import save_masks
+from pruning.mask_file import MaskFile, check_masks, load_masks_for, save_masks
 from pruning.run.options import TrainOptions
 from pruning.run.plan import Plan, initial_checkpoint
 from pruning.scope import select_parameters
@@ -174,3 +179,21 @@ def restore(run: Run) -> None:
     run.optimizer.load_state_dict(training["optimizer"])
     set_random_state(training)
     run.world.seed(run.options.seed + run.step)
+
+
+def masks_to_begin_with(
+    path: str, params: Mapping[str, Tensor], model: str, scope: str
+) -> dict[str, Tensor]:
+    """Read the masks of ``--init-mask``: a mask file, or a checkpoint of a pruned model.
+
+    Raises:
+        ValueError: If it is neither, or made for another model, scope or shapes.
+    """
+    if not is_checkpoint_file(path):
+        return load_masks_for(path, params, model, scope)
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.masks:
+        raise ValueError(f"{path} is of a dense model, and has no masks: give a pruned one")
+    about = {"model": checkpoint.run.model, "scope": checkpoint.run.scope}
+    check_masks(MaskFile(checkpoint.masks, about), params, model, scope)
+    return {name: mask.to(params[name].device) for name, mask in checkpoint.masks.items()}
