@@ -73,7 +73,7 @@ def _parser() -> OptionParser:
     choices = ("parp", "packed", "hf", *foreign_names())
     help_to = (
         "parp: our checkpoint; packed: the same in little space, one bit a pruned weight and the "
-        "kept values; hf: for transformers; ct2: for CTranslate2 and faster-whisper (default: "
+        "kept values; hf: for transformers; ct2: for CTranslate2 (default: "
         "%(default)s)"
     )
     parser.add_argument("--to", choices=choices, default="parp", help=help_to)
