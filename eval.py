@@ -30,11 +30,11 @@ from data.inputs import (
     model_input,
     resolve_data,
 )
+from data.intervals import MIN_UNITS, UNITS, Estimate, estimate
 from data.metrics import (
     METRICS,
     ErrorRate,
     Metric,
-    bootstrap_interval,
     error_rate,
     metrics_of,
     operations,
@@ -116,7 +116,7 @@ class Scores:
 
     Attributes:
         rates: By their names in METRICS, the one that decides which checkpoint is best first.
-        intervals: 95 % bootstrap interval of each rate, see :func:`drawn_units`.
+        intervals: Interval of each rate.
         split: What was scored; its utterances are in the order of the token lists.
         references: Tokens of the rate that decides.
         hypotheses: Tokens of the rate that decides.
@@ -125,7 +125,7 @@ class Scores:
     """
 
     rates: dict[str, ErrorRate]
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, Estimate]
     split: Split
     references: list[list[str]]
     hypotheses: list[list[str]]
@@ -236,24 +236,14 @@ def score(
     }
     rates = {name: error_rate(*sides) for name, sides in tokens.items()}
 
-    _, drawn = drawn_units(utterances)
+    utt_ids = [utterance.utt_id for utterance in utterances]
+    speakers = [utterance.speaker for utterance in utterances]
     intervals = {
-        name: bootstrap_interval(rate.utterance_edits, rate.utterance_tokens, drawn)
+        name: estimate(rate.utterance_edits, rate.utterance_tokens, utt_ids, speakers)
         for name, rate in rates.items()
     }
     references, hypotheses = next(iter(tokens.values()))
     return Scores(rates, intervals, split, references, hypotheses, decoding, wall_seconds)
-
-
-def drawn_units(utterances: Sequence[Utterance]) -> tuple[str, list[str]]:
-    """Return what the bootstrap draws, and the name of each utterance's.
-
-    Speakers, because utterances of one err alike; utterances, where the corpus does not say who
-    speaks.
-    """
-    if all(utterance.speaker for utterance in utterances):
-        return "speakers", [utterance.speaker for utterance in utterances]
-    return "utterances", [utterance.utt_id for utterance in utterances]
 
 
 def _tokens(metric: Metric, texts: Sequence[str], decoding: Decoding) -> list[list[str]]:
@@ -291,14 +281,23 @@ def protocol_line(scores: Scores, checkpoint: Checkpoint) -> str:
     utterances = scores.split.utterances
     if rates := sorted({utterance.sample_rate for utterance in utterances} - {SAMPLE_RATE}):
         context += f"; resampled to 16 kHz from {', '.join(map(str, rates))} Hz"
-    unit, drawn = drawn_units(utterances)
-    speakers = f"{len(set(drawn))} speakers" if unit == "speakers" else "unknown speakers"
+    names = {utterance.speaker for utterance in utterances}
+    speakers = "unknown speakers" if "" in names else f"{len(names)} speaker{'s'[: len(names) > 1]}"
     return (
         f"{scores.metric.upper()} on {scores.split.described}: {len(utterances)} utterances, "
         f"{speakers}, {scores.rates[scores.metric].reference_tokens} reference tokens; "
         f"{units}; {tokenizer.kind} targets; {decoding.search.describe()}, no language model; "
-        f"{context}; 95 % interval by bootstrap over {unit}"
+        f"{context}; {_interval_rule(scores, '' not in names)}"
     )
+
+
+def _interval_rule(scores: Scores, speakers_known: bool) -> str:
+    """Say what the interval was drawn from, and why where that is not speakers."""
+    unit = scores.intervals[scores.metric].unit
+    if unit is None:
+        return f"no interval, which takes {MIN_UNITS} utterances"
+    few = f", for speakers are under {MIN_UNITS}" if unit != "speaker" and speakers_known else ""
+    return f"95 % interval by bootstrap over {UNITS[unit]}{few}"
 
 
 def results(scores: Scores, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -317,7 +316,8 @@ def results(scores: Scores, checkpoint: Checkpoint) -> dict[str, Any]:
             "deletions": rate.deletions,
             "insertions": rate.insertions,
             "reference_tokens": rate.reference_tokens,
-            "ci95": list(scores.intervals[name]),
+            "ci95": list(scores.intervals[name].interval or ()) or None,
+            "ci_unit": scores.intervals[name].unit,
         }
 
     return report | {
@@ -335,9 +335,10 @@ def summary(report: dict[str, Any]) -> str:
     rates = []
     for name in METRICS:
         if rate := report.get(name):
-            low, high = rate["ci95"]
+            bounds = rate["ci95"]
+            interval = f"[{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else "(no interval)"
             rates.append(
-                f"{name.upper()} {rate['rate']:.4f} [{low:.4f}, {high:.4f}] "
+                f"{name.upper()} {rate['rate']:.4f} {interval} "
                 f"(S {rate['substitutions']} D {rate['deletions']} I {rate['insertions']})"
             )
     sparsity = report["sparsity"]

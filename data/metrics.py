@@ -1,4 +1,4 @@
-"""Error rates: what is compared, how it is aligned, counted, bounded, and written for SCTK."""
+"""Error rates: what is compared, how it is aligned, counted, and written for SCTK."""
 
 import os
 import re
@@ -17,7 +17,6 @@ Tokens = Sequence[Hashable]
 Operation = Literal["hit", "substitution", "deletion", "insertion"]
 
 _LETTERS = {"hit": "=", "substitution": "S", "deletion": "D", "insertion": "I"}
-NUM_SAMPLES = 1000  # of a bootstrap
 ROWS_TOGETHER = 256  # utterances aligned at once; of similar length, so that little is padding
 
 
@@ -239,78 +238,6 @@ def align(
             steps.append(("insertion", None, hypothesis[j]))
 
     return steps[::-1]
-
-
-def bootstrap_interval(
-    edits: Sequence[int] | np.ndarray,
-    reference_tokens: Sequence[int] | np.ndarray,
-    groups: Sequence[str],
-    num_samples: int = NUM_SAMPLES,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return a 95 % interval of the pooled error rate, from whole groups drawn with replacement.
-
-    Utterances of one speaker err alike, so speakers are drawn, as many as there are. The interval
-    runs from the 2.5th to the 97.5th percentile of the drawn rates; with a single speaker it is a
-    point. It is the same for any order of the utterances.
-
-    Args:
-        edits: Edits of each utterance.
-        reference_tokens: Reference tokens of each utterance.
-        groups: Speaker of each utterance.
-        num_samples: Number of draws.
-        seed: Seed of the draws; no global random state is used.
-
-    Raises:
-        ValueError: If the three lengths differ, or there are no reference tokens at all.
-    """
-    if not len(edits) == len(reference_tokens) == len(groups):
-        raise ValueError(
-            f"{len(edits)} edit counts, {len(reference_tokens)} token counts and {len(groups)} "
-            "speakers: give one of each for every utterance"
-        )
-    group_edits, group_tokens = group_totals(edits, reference_tokens, groups)
-    rates = draw_rates(group_edits, group_tokens, num_samples, seed)
-    low, high = np.percentile(rates, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def group_totals(
-    edits: Sequence[int] | np.ndarray,
-    reference_tokens: Sequence[int] | np.ndarray,
-    groups: Sequence[str],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return edits and reference tokens of each group, in the order of their names.
-
-    Raises:
-        ValueError: If there are no reference tokens at all.
-    """
-    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    tokens = np.bincount(group_of, weights=reference_tokens)
-    if not tokens.any():
-        raise ValueError("no reference tokens, so no interval: score a test set that has some")
-    return np.bincount(group_of, weights=edits), tokens
-
-
-def draw_rates(
-    edits: np.ndarray, tokens: np.ndarray, num_samples: int = NUM_SAMPLES, seed: int = 0
-) -> np.ndarray:
-    """Draw groups with replacement, as many as there are, and return the pooled rate of each draw.
-
-    The same number of groups and the same seed give the same draws, so that two systems scored on
-    the same speakers can be paired. Draws without a reference token are left out.
-
-    Args:
-        edits: Edits of each group.
-        tokens: Reference tokens of each group.
-        num_samples: Number of draws.
-        seed: Seed of the draws; no global random state is used.
-    """
-    draws = np.random.default_rng(seed).integers(len(edits), size=(num_samples, len(edits)))
-    drawn_tokens = tokens[draws].sum(1)
-    has_rate = drawn_tokens > 0
-    rates: np.ndarray = edits[draws].sum(1)[has_rate] / drawn_tokens[has_rate]
-    return rates
 
 
 def worst_utterances(

@@ -1,4 +1,4 @@
-"""Tell whether two runs differ by more than chance: bootstrap over speakers, and MAPSSWE.
+"""Tell whether two systems differ by more than chance: paired bootstrap, and MAPSSWE.
 
 An utterance is a mapping with "utt_id", "speaker" and "operations", the alignment with its
 reference in order: "=" a hit, "S" a substitution, "D" a deletion, "I" an insertion.
@@ -11,20 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from data.metrics import NUM_SAMPLES, bootstrap_interval, draw_rates, group_totals
+from data.intervals import Estimate, estimate
 
 Utterances = Sequence[Mapping[str, Any]]
 
 MIN_GOOD = 2  # reference tokens that both systems got right and that part two segments
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The error rate of a first system minus that of a second, and its 95 % interval."""
-
-    rate: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -44,41 +35,36 @@ class SegmentTest:
     p: float
 
 
-def pooled_interval(
-    utterances: Utterances, num_samples: int = NUM_SAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Return a 95 % interval of errors / reference tokens pooled over ``utterances``.
-
-    Speakers are drawn with replacement, as many as there are, each with all its utterances; the
-    utterances of several seeds of one method are given one after the other. The interval runs from
-    the 2.5th to the 97.5th percentile of the drawn rates; with a single speaker it is a point.
+def pooled_rate(runs: Sequence[Utterances]) -> Estimate:
+    """Return the error rate of one system, the mean over its runs, which differ in their seeds.
 
     Raises:
-        ValueError: If there is no reference token.
+        ValueError: If the runs were scored on different utterances.
     """
-    return bootstrap_interval(*_columns(utterances), num_samples, seed)
+    for run in runs[1:]:
+        _check_pairs(runs[0], run)
+    edits = np.array([_edits(run) for run in runs])
+    return estimate(edits, *_columns(runs[0]))
 
 
-def paired_bootstrap(
-    first: Utterances, second: Utterances, num_samples: int = NUM_SAMPLES, seed: int = 0
-) -> Difference:
-    """Return the difference of two pooled error rates, first minus second.
+def paired_difference(first: Sequence[Utterances], second: Sequence[Utterances]) -> Estimate:
+    """Return the difference of two systems' error rates, first minus second, paired run by run.
 
-    Speakers are drawn as in :func:`pooled_interval`, the same for both systems, so what makes a
-    speaker hard for both cancels out. The interval runs from the 2.5th to the 97.5th percentile of
-    the drawn differences.
+    Both systems are drawn with the same units, so what makes a speaker hard for both cancels out;
+    see :func:`data.intervals.estimate`.
+
+    Args:
+        first: Utterances of each run of the first system.
+        second: As many of the second, those of the same seeds in the same order.
 
     Raises:
-        ValueError: If the utterances differ, or have no reference token.
+        ValueError: If the utterances differ.
     """
-    _check_pairs(first, second)
-    drawn, rates = [], []
-    for utterances in (first, second):
-        edits, tokens = group_totals(*_columns(utterances))
-        drawn.append(draw_rates(edits, tokens, num_samples, seed))
-        rates.append(float(edits.sum() / tokens.sum()))
-    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
-    return Difference(rates[0] - rates[1], float(low), float(high))
+    for a, b in zip(first, second, strict=True):
+        _check_pairs(first[0], a)
+        _check_pairs(a, b)
+    edits = [_edits(a) - _edits(b) for a, b in zip(first, second, strict=True)]
+    return estimate(np.array(edits), *_columns(first[0]), lowest=-math.inf)
 
 
 def mapsswe(first: Utterances, second: Utterances) -> SegmentTest:
@@ -181,8 +167,13 @@ def _count(operations: str) -> tuple[int, int]:
     return len(operations) - operations.count("="), len(operations) - inserted
 
 
-def _columns(utterances: Utterances) -> tuple[list[int], list[int], list[str]]:
-    """Return errors, reference tokens and speaker of each utterance."""
-    counts = [_count(line["operations"]) for line in utterances]
-    speakers = [str(line["speaker"]) for line in utterances]
-    return [errors for errors, _ in counts], [tokens for _, tokens in counts], speakers
+def _edits(utterances: Utterances) -> np.ndarray:
+    """Return the edits of each utterance, (U,) int64."""
+    return np.array([_count(line["operations"])[0] for line in utterances])
+
+
+def _columns(utterances: Utterances) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return reference tokens, name and speaker of each utterance."""
+    tokens = np.array([_count(line["operations"])[1] for line in utterances])
+    names = [str(line["utt_id"]) for line in utterances]
+    return tokens, names, [str(line["speaker"]) for line in utterances]

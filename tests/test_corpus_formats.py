@@ -320,7 +320,11 @@ def test_intervals_are_over_utterances_where_no_speaker_is_named(
         "test (a tenth of the utterances, drawn with seed 0): 3 utterances, unknown speakers"
         in (report["protocol"])
     )
+    assert report["protocol"].endswith("no interval, which takes 10 utterances")
+    rows = [row | {"split": "test"} for row in rows]
+    report = _score(checkpoints["phone"], write_columns(tmp_path / "test.csv", rows))
     assert report["protocol"].endswith("95 % interval by bootstrap over utterances")
+    assert report["per"]["ci_unit"] == "utterance"
     low, high = report["per"]["ci95"]
     assert low < report["per"]["rate"] < high
 

@@ -99,7 +99,7 @@ def trained(extended: Path, ljspeech: Path) -> dict[str, Any]:
 def test_example_format_is_recognised_and_trained_on(trained: dict[str, Any]) -> None:
     assert (trained["utterances"], trained["dev"]["utterances"]) == (2, 2)
     assert "a tenth of the utterances, drawn with seed 0" in trained["protocol"]
-    assert "bootstrap over utterances" in trained["protocol"]
+    assert "unknown speakers" in trained["protocol"]
 
 
 def test_example_metric_is_counted_beside_the_others(trained: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from data.metrics import (
     METRICS,
     align,
-    bootstrap_interval,
     deciding_metric,
     error_rate,
     metrics_of,
@@ -176,51 +175,6 @@ def test_align_has_the_counts_of_error_rate_and_both_sides(pair: tuple) -> None:
     assert "".join(r for _, r, _ in steps if r is not None) == reference
     assert "".join(h for _, _, h in steps if h is not None) == hypothesis
     assert all((operation == "hit") == (r == h) for operation, r, h in steps)
-
-
-def test_bootstrap_interval_on_two_speakers_spans_their_rates() -> None:
-    interval = bootstrap_interval([1, 0, 4, 5], [10, 10, 10, 10], ["a", "a", "b", "b"])
-    assert interval == (0.05, 0.45)
-
-
-def test_bootstrap_interval_weighs_speakers_by_their_tokens() -> None:
-    assert bootstrap_interval([0, 9, 1], [90, 9, 1], ["a", "b", "b"])[1] == 1.0
-    assert bootstrap_interval([0, 10], [90, 10], ["a", "a"]) == (0.1, 0.1)
-
-
-def test_bootstrap_interval_matches_the_standard_error_of_many_speakers() -> None:
-    generator = np.random.default_rng(1)
-    edits = generator.binomial(100, 0.2, size=400)
-    low, high = bootstrap_interval(edits, [100] * 400, [str(i) for i in range(400)])
-    width = 2 * 1.96 * edits.std() / 100 / np.sqrt(400)
-    assert high - low == pytest.approx(width, rel=0.1)  # 0.02 observed
-    assert low < edits.mean() / 100 < high
-
-
-def test_bootstrap_interval_does_not_depend_on_utterance_order() -> None:
-    edits, groups = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], list("abcdefghijab")
-    forward = bootstrap_interval(edits, [10] * 12, groups, num_samples=20)
-    assert forward == bootstrap_interval(edits[::-1], [10] * 12, groups[::-1], num_samples=20)
-
-
-def test_bootstrap_interval_depends_on_seed_only() -> None:
-    arguments = ([3, 1, 4, 1, 5, 9], [7, 10, 8, 10, 12, 10], list("abcdef"))
-    np.random.seed(1)  # noqa: NPY002 - the global state must not matter
-    first = bootstrap_interval(*arguments, num_samples=50, seed=3)
-    assert first == bootstrap_interval(*arguments, num_samples=50, seed=3)
-    assert first != bootstrap_interval(*arguments, num_samples=50, seed=4)
-
-
-def test_bootstrap_interval_with_speaker_of_empty_references_is_finite() -> None:
-    assert bootstrap_interval([0, 1], [0, 10], ["a", "b"]) == (0.1, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "match"), [([0, 0], "no reference tokens"), ([1], "give one of each")]
-)
-def test_bootstrap_interval_without_counts_is_refused(tokens: list, match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        bootstrap_interval([0, 0], tokens, ["a", "b"])
 
 
 def test_worst_utterances_come_first_and_leave_out_the_perfect() -> None:

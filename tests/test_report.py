@@ -1,3 +1,4 @@
+import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from matplotlib import image
 from pruning.report.__main__ import main
 from pruning.report.groups import build_groups, layer_and_role
 from pruning.report.records import dump_runs, load_records, load_runs
+from pruning.report.words import p_value
 from tests.run_folders import write_run
 
 METHODS = ("mpi", "omp", "parp")
@@ -62,7 +64,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
 
 def test_page_and_tables_are_the_same_from_runs_json(report: Path, tmp_path: Path) -> None:
     assert main([str(report / "runs.json"), "--out", str(tmp_path)]) == 0
-    for name in ("results.md", "results.csv", "costs.csv", "runs.json"):
+    for name in ("results.md", "results.csv", "summary.csv", "costs.csv", "runs.json"):
         assert (tmp_path / name).read_bytes() == (report / name).read_bytes(), name
 
 
@@ -70,7 +72,7 @@ def test_report_holds_nothing_but_its_files(report: Path) -> None:
     names = {path.name for path in report.iterdir()}
     kinds = ("error_vs_sparsity", "iou", "sparsity_by_layer", "revival", "learning_curves", "cost")
     plots = {f"{kind}-w2v2-demo-phone.png" for kind in kinds}
-    assert names == plots | {"runs.json", "results.csv", "costs.csv", "results.md"}
+    assert names == plots | {"runs.json", "results.csv", "summary.csv", "costs.csv", "results.md"}
 
 
 def test_plots_are_pictures_of_moderate_size(report: Path) -> None:
@@ -89,33 +91,34 @@ def test_page_links_every_plot(report: Path) -> None:
 def test_main_table_gives_the_mean_over_the_seeds_of_the_chosen_rate(
     report: Path, runs: Path
 ) -> None:
-    row = _row((report / "results.md").read_text(), "| parp | 0.5 |")
+    row = _row((report / "results.md").read_text(), "| PARP | 50 |")
     records = [r for r in load_records([runs]) if r["name"] in ("parp-0.5-0", "parp-0.5-1")]
     rate = np.mean([record["results"]["per"]["rate"] for record in records])
-    assert row[4].startswith(f"{rate:.4f} [")
-    assert row[2:4] == ["0.500000", "0.2500"]
-    assert row[5:] == ["0.2000", "0.0001", "2", "1", "200", "60"]
+    assert row[4].startswith(f"{100 * rate:.2f} [")
+    assert row[2:4] == ["50.0000", "25.00"]
+    deviation = np.std([record["results"]["per"]["rate"] for record in records], ddof=1)
+    assert row[5:] == [f"{100 * deviation:.2f}", "20.00", "0.0001", "2", "1", "200", "60"]
 
 
 def test_learning_rates_that_were_not_chosen_are_shown(report: Path) -> None:
     page = (report / "results.md").read_text()
-    assert _row(page, "| parp | 0.5 | 0.001 |")[4] == "0.9000"
-    assert _row(page, "| parp | 0.5 | 0.0001 |")[-1] == "chosen"
+    assert _row(page, "| PARP | 50 | 0.001 |")[4] == "90.00"
+    assert _row(page, "| PARP | 50 | 0.0001 |")[-1] == "chosen"
 
 
 def test_each_method_is_tested_against_dense_and_the_baselines(report: Path) -> None:
     page = (report / "results.md").read_text().split("### Paired tests")[1]
-    for other in ("dense", "mpi", "omp"):
-        row = _row(page, f"| parp | 0.7 | {other} |")
+    for other in ("dense", "MPI", "OMP"):
+        row = _row(page, f"| PARP | 70 | {other} |")
         assert len(row[5].split(", ")) == 2  # a test for each seed
 
 
 def test_overlaps_stand_beside_those_of_random_masks(report: Path, runs: Path) -> None:
     page = (report / "results.md").read_text().split("### Overlap of the masks")[1]
-    assert "Sparsity 0.5; two independent random masks: 0.333." in page
+    assert "Sparsity 50 %; two independent random masks: 0.333." in page
     overlaps = load_runs([report / "runs.json"]).overlaps
     pairs = [overlaps[frozenset((f"mpi-0.5-{seed}", f"parp-0.5-{seed}"))] for seed in (0, 1)]
-    assert _row(page, "| mpi |")[-1] == f"{np.mean(pairs):.3f}"
+    assert _row(page, "| MPI |")[-1] == f"{np.mean(pairs):.3f}"
     assert "Between the seeds of a method" in page
 
 
@@ -132,7 +135,7 @@ def test_overlap_between_targets_is_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "phone")
     write_run(tmp_path / "runs" / "text", target="text")
     page = _page(tmp_path)
-    row = _row(page.split("of two targets")[1], "| parp | 0.5 |")
+    row = _row(page.split("of two targets")[1], "| PARP | 50 |")
     assert row[2:] == ["w2v2-demo, phone", "w2v2-demo, text", "1.000", "0.333"]
 
 
@@ -164,14 +167,14 @@ def test_what_is_absent_has_no_section(tmp_path: Path) -> None:
         assert title not in page
 
 
-def test_other_options_make_groups_and_pruning_options_make_methods(tmp_path: Path) -> None:
+def test_data_make_groups_and_other_options_make_rows(tmp_path: Path) -> None:
     write_run(tmp_path / "a", subset="10min")
     write_run(tmp_path / "b", subset="1h")
     write_run(tmp_path / "c", subset="1h", prune_every=5)
     groups = build_groups(load_records([tmp_path]))
     assert {group.title: group.labels for group in groups} == {
-        "w2v2-demo, phone, subset 10min": ["parp prune_every=50"],
-        "w2v2-demo, phone, subset 1h": ["parp prune_every=5", "parp prune_every=50"],
+        "w2v2-demo, phone, subset 10min": ["PARP"],
+        "w2v2-demo, phone, subset 1h": ["PARP", "PARP, prune every 5"],
     }
     assert {group.slug for group in groups} == {
         "w2v2-demo-phone-subset-10min",
@@ -192,9 +195,9 @@ def test_teachers_tell_methods_apart_and_those_of_each_seed_are_one(tmp_path: Pa
     _taught(tmp_path / "without", None, seed=3, temperature=4.0)  # which changes nothing
     (group,) = build_groups(load_records([tmp_path]))
     assert {cell.label: cell.seeds for cell in group.cells} == {
-        "mpi": [1, 3, 12],
-        "mpi teacher=runs/dense-seed*": [1, 12],
-        "mpi teacher=runs/dense-seed12": [1],
+        "MPI": [1, 3, 12],
+        "MPI, teacher dense-seed*": [1, 12],
+        "MPI, teacher dense-seed12": [1],
     }
 
 
@@ -205,8 +208,101 @@ def test_weights_of_a_teacher_are_in_a_label_where_taught_runs_differ_in_them(
     _taught(tmp_path / "cold", "self", temperature=1.0)
     _taught(tmp_path / "warm", "self")
     (group,) = build_groups(load_records([tmp_path]))
-    labels = ["mpi", "mpi teacher=self temperature=1.0", "mpi teacher=self temperature=2.0"]
+    labels = ["MPI", "MPI, teacher self", "MPI, teacher self, temperature 1"]
     assert group.labels == labels
+
+
+def test_rows_of_a_ladder_name_what_differs_and_leave_out_defaults(tmp_path: Path) -> None:
+    write_run(tmp_path / "dense", "dense", hold=None)
+    write_run(tmp_path / "a", "gmp", hold=0.2)
+    write_run(tmp_path / "b", "gmp", hold=0.2, score="fisher")
+    write_run(tmp_path / "c", "gmp", hold=0.5, latent=True, cache="somewhere")
+    (group,) = build_groups(load_records([tmp_path]))
+    assert group.labels == [
+        "dense",
+        "GMP, hold 0.2",
+        "GMP, hold 0.2, score fisher",
+        "GMP, hold 0.5, latent",
+    ]
+    assert group.varied == ["hold", "latent", "score"]
+
+
+def test_table_of_options_says_what_each_row_was_trained_with(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "dense", "dense", hold=None)  # 0.4 by its recipe
+    write_run(tmp_path / "runs" / "gmp", "gmp", hold=0.2)
+    page = _page(tmp_path).split("### Options")[1]
+    assert _row(page, "| method |") == ["method", "sparsity", "hold"]
+    assert _row(page, "| dense |") == ["dense", "0", "0.4"]
+    assert _row(page, "| GMP |") == ["GMP", "50", "0.2"]
+
+
+def test_a_seed_that_was_run_twice_counts_once_and_is_named(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_run(tmp_path / "runs" / name, rate=0.2 if name == "first" else 0.3)
+    page = _page(tmp_path)
+    assert "Left out, for runs of the same options and seed: second." in page
+    assert _row(page, "| PARP | 50 |")[8] == "1"
+
+
+def _speakers(errors: int, of: int = 40) -> list[str]:
+    """Operations of 24 utterances of 6 speakers, of which every one has so many errors."""
+    return ["S" * errors + "=" * (of - errors)] * 24
+
+
+@pytest.mark.parametrize(("errors", "verdict"), [(10, "yes"), (9, "yes"), (11, "no")])
+def test_a_pruned_model_is_no_worse_where_the_limit_is_under_the_margin(
+    tmp_path: Path, errors: int, verdict: str
+) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / f"d{seed}", "dense", seed=seed, operations=_speakers(10))
+        write_run(tmp_path / "runs" / f"p{seed}", seed=seed, operations=_speakers(errors))
+    row = _row(_page(tmp_path).split("### Sparse minus dense")[1], "| PARP | 50 |")
+    points = f"{100 * (errors - 10) / 40:+.2f}"
+    assert row[2:] == ["dense", "2", f"{points} [{points}, {points}]", points, verdict]
+
+
+def test_margin_of_no_worse_can_be_given(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "dense", "dense", operations=_speakers(10))
+    write_run(tmp_path / "runs" / "parp", operations=_speakers(11))
+    page, out = tmp_path / "out" / "results.md", str(tmp_path / "out")
+    assert main([str(tmp_path / "runs"), "--out", out, "--no-plots", "--margin", "0.03"]) == 0
+    row = _row(page.read_text().split("### Sparse minus dense")[1], "| PARP | 50 |")
+    assert row[-1] == "yes"
+    assert "no worse by 3" in page.read_text()
+
+
+@pytest.mark.parametrize("margin", ["2", "-0.01", "nan", "much"])
+def test_margin_that_is_no_fraction_is_refused(
+    margin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--margin" in _refused(capsys, "runs", "--out", "x", f"--margin={margin}")
+
+
+def test_few_utterances_have_no_interval_and_the_page_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "run", operations=["=S"] * 9)
+    page = _page(tmp_path)
+    assert _row(page, "| PARP | 50 |")[4] == "50.00 (no interval)"
+    assert "There are no intervals, which take 10 utterances." in page
+
+
+def test_few_speakers_have_intervals_over_utterances_and_the_page_says_so(report: Path) -> None:
+    page = (report / "results.md").read_text()
+    assert "Intervals are by bootstrap over utterances: the test set has no ten speakers" in page
+
+
+def test_summary_has_mean_and_deviation_over_the_seeds(report: Path, runs: Path) -> None:
+    with open(report / "summary.csv", newline="") as file:
+        rows = {(row["label"], row["sparsity"]): row for row in csv.DictReader(file)}
+    records = [r for r in load_records([runs]) if r["name"] in ("parp-0.7-0", "parp-0.7-1")]
+    rates = [record["results"]["per"]["rate"] for record in records]
+    row = rows["PARP", "0.7"]
+    assert float(row["test_mean"]) == pytest.approx(np.mean(rates))
+    assert float(row["test_sd"]) == pytest.approx(np.std(rates, ddof=1))
+    assert (row["seeds"], row["ci_unit"]) == ("2", "utterance")
+
+
+def test_a_p_value_too_small_to_tell_is_a_bound() -> None:
+    assert [p_value(p) for p in (0.0, 9e-5, 2e-4, 0.03)] == ["<0.0001", "<0.0001", "0.0002", "0.03"]
 
 
 @pytest.mark.parametrize(
@@ -235,8 +331,9 @@ def test_compare_prints_both_tests_and_writes_nothing(
     assert main(["--compare", *folders]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["parp-0.5-0", "mpi-0.5-0"]
-    assert "paired bootstrap over 6 speakers" in lines[2]
-    assert lines[3].startswith("MAPSSWE: ")
+    assert "points, paired over utterances" in lines[3]
+    assert lines[2] == "differ in method: parp and mpi"
+    assert lines[4].startswith("MAPSSWE: ")
     assert not list(tmp_path.iterdir())
 
 
@@ -244,7 +341,7 @@ def test_compare_finds_runs_by_name_in_a_report(
     report: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(report / "runs.json"), "--compare", "dense-0", "dense-0"]) == 0
-    assert "difference +0.0000" in capsys.readouterr().out
+    assert "difference +0.00 [+0.00, +0.00] points" in capsys.readouterr().out
 
 
 def test_compare_of_an_unknown_run_is_refused(

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from data.metrics import bootstrap_interval
-from data.significance import mapsswe, paired_bootstrap, pooled_interval
+from data.intervals import estimate
+from data.significance import mapsswe, paired_difference, pooled_rate
 
 Lines = list[dict[str, str]]
 
@@ -92,56 +92,55 @@ def test_equal_differences_everywhere_are_certain() -> None:
     assert (test.z, test.p) == (math.inf, 0.0)
 
 
-def test_interval_is_the_one_that_scoring_reports() -> None:
+def test_rate_of_a_run_is_the_one_that_scoring_reports() -> None:
     lines = _random(3)
     edits = [len(line["operations"].replace("=", "")) for line in lines]
     tokens = [len(line["operations"].replace("I", "")) for line in lines]
-    speakers = [line["speaker"] for line in lines]
-    assert pooled_interval(lines) == bootstrap_interval(edits, tokens, speakers)
+    names, speakers = ([line[key] for line in lines] for key in ("utt_id", "speaker"))
+    scored = estimate(np.array(edits), np.array(tokens), names, speakers)
+    assert pooled_rate([lines]) == scored
 
 
-def test_interval_of_one_speaker_is_a_point() -> None:
-    assert pooled_interval(_lines("=S", "==", speakers="a")) == (0.25, 0.25)
-
-
-def test_interval_without_errors_is_zero() -> None:
-    assert pooled_interval(_lines("==", "==")) == (0.0, 0.0)
-
-
-def test_interval_of_seeds_that_agree_is_that_of_one() -> None:
-    assert pooled_interval(_random(0) * 3) == pytest.approx(pooled_interval(_random(0)))
-
-
-def test_interval_without_reference_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="no reference tokens, so no interval: score a test set"):
-        pooled_interval(_lines("I", ""))
+def test_rate_of_several_runs_is_the_mean_of_theirs() -> None:
+    runs = [_random(seed) for seed in range(3)]
+    mean = np.mean([pooled_rate([run]).rate for run in runs])
+    assert pooled_rate(runs).rate == pytest.approx(mean)
 
 
 def test_difference_is_that_of_the_pooled_rates() -> None:
-    difference = paired_bootstrap(_lines("SS==", "===="), _lines("====", "===D"))
+    difference = paired_difference([_lines("SS==", "====")], [_lines("====", "===D")])
     assert difference.rate == 0.125
-    assert difference.low <= 0.125 <= difference.high
-
-
-def test_a_constant_difference_has_a_point_for_an_interval() -> None:
-    first, second = _lines("SS==", "S===", "SSSS"), _lines("S===", "====", "SSS=")
-    difference = paired_bootstrap(first, second)
-    assert (difference.low, difference.high) == pytest.approx((0.25, 0.25))
+    assert difference.interval is None
 
 
 def test_pairs_make_the_interval_narrower_than_unpaired_draws() -> None:
     hard, easy = "SSSSSSSS", "========"
     first = _lines(*[hard, easy] * 6, speakers="abcdefghijkl")
     second = _lines(*["=" + hard[1:], easy] * 6, speakers="abcdefghijkl")
-    paired, single = paired_bootstrap(first, second), pooled_interval(first)
-    assert paired.high - paired.low < 0.2 * (single[1] - single[0])
+    paired, single = (
+        paired_difference([first], [second]).interval,
+        pooled_rate([first]).interval,
+    )
+    assert paired is not None
+    assert single is not None
+    assert paired[1] - paired[0] < 0.2 * (single[1] - single[0])
+
+
+def test_difference_of_several_seeds_pairs_each_with_its_own() -> None:
+    runs = [_lines(*["S==="] * 12), _lines(*["SS=="] * 12)]
+    assert paired_difference(runs, runs).interval == (0.0, 0.0)
+    crossed = paired_difference(runs, runs[::-1]).interval  # -0.25 and 0.25 by seed
+    assert crossed == pytest.approx((-12.7062 * 0.25, 12.7062 * 0.25), rel=1e-5)
 
 
 def test_other_utterances_are_refused() -> None:
     other = [line | {"utt_id": "x"} for line in _random(0)]
-    for test in (paired_bootstrap, mapsswe):
-        with pytest.raises(ValueError, match="different utterances .* the same test set"):
-            test(_random(0), other)
+    with pytest.raises(ValueError, match="different utterances .* the same test set"):
+        mapsswe(_random(0), other)
+    with pytest.raises(ValueError, match="different utterances"):
+        paired_difference([_random(0)], [other])
+    with pytest.raises(ValueError, match="different utterances"):
+        pooled_rate([_random(0), other])
 
 
 def test_references_of_another_length_are_refused() -> None:

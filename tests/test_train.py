@@ -14,7 +14,7 @@ RESULT_KEYS = {
     *("model", "method", "target", "split", "seed", "steps", "init", "sparsity", "utterances"),
     *("audio_seconds", "decode", "protocol", "wall_seconds", "real_time_factor"),
 }
-COUNTS = {"rate", "substitutions", "deletions", "insertions", "reference_tokens", "ci95"}
+COUNTS = {"rate", "substitutions", "deletions", "insertions", "reference_tokens", "ci95", "ci_unit"}
 
 
 def _run(corpus: Path, out: Path, *flags: str, model: str = "w2v2-demo", steps: int = 6) -> int:

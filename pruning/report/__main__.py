@@ -4,40 +4,46 @@
     python -m pruning.report docs/sweep/runs.json --out docs/sweep
     python -m pruning.report runs --compare parp-0 mpi-0         # paired tests, nothing written
 
-A report is runs.json (from which all else can be made again), results.csv, costs.csv, results.md
-and PNG plots. What was there before is replaced when everything has been computed.
+A report is runs.json (from which all else can be made again), results.csv, summary.csv, costs.csv,
+results.md and PNG plots. What was there before is replaced when everything has been computed.
 """
 
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.files import write_files
+from data.files import JsonObject, write_files
+from data.intervals import UNITS
 from data.options import OptionParser, command, run_program
-from data.significance import mapsswe, paired_bootstrap, pooled_interval
-from pruning.report.groups import add_overlaps, build_groups
+from data.significance import mapsswe, pooled_rate
+from pruning.report.groups import add_overlaps, build_groups, difference_of
 from pruning.report.plots import draw_plots
 from pruning.report.records import (
     Record,
     Runs,
     costs_csv,
     dump_runs,
-    error_rate,
+    learning_rate,
     load_records,
     load_runs,
     rate_name,
     results_csv,
+    sparsity,
+    telling_options,
 )
-from pruning.report.tables import results_page
+from pruning.report.tables import MARGIN, results_page, summary_csv
+from pruning.report.words import LEAST_P, describe_value, p_value, rate_and_interval
 
 
-def write_report(runs: Runs, out: Path, plots: bool = True) -> None:
+def write_report(runs: Runs, out: Path, plots: bool = True, margin: float = MARGIN) -> None:
     """Write the report of ``runs`` into the folder ``out``.
 
     Args:
         runs: What :func:`load_runs` returned; overlaps that it lacks are added.
         out: Folder, made where it is missing; files of the same names are replaced.
         plots: Whether to draw plots.
+        margin: What a pruned model may err more than a dense one and count as no worse.
 
     Raises:
         ValueError: If ``out`` is a file or can't be written, a mask file is damaged, runs of a
@@ -56,7 +62,8 @@ def write_report(runs: Runs, out: Path, plots: bool = True) -> None:
         "runs.json": dump_runs(runs).encode(),
         "results.csv": results_csv(runs.records).encode(),
         "costs.csv": costs_csv(runs.records).encode(),
-        "results.md": results_page(runs, groups, captions).encode(),
+        "summary.csv": summary_csv(groups).encode(),
+        "results.md": results_page(runs, groups, captions, margin).encode(),
     }
     contents |= {name: png for images in drawn.values() for name, (_, png) in images.items()}
     write_files({out / name: content for name, content in contents.items()}, "give another --out")
@@ -77,27 +84,43 @@ def compare(first: Record, second: Record) -> str:
         )
 
     utterances = first["utterances"], second["utterances"]
-    difference = paired_bootstrap(*utterances)
+    difference = difference_of([(first, second)])
     test = mapsswe(*utterances)
-    lines = []
-
-    for record in (first, second):
-        low, high = pooled_interval(record["utterances"])
-        lines.append(
-            f"{record['name']}: {names[0]} {error_rate(record):.4f} [{low:.4f}, {high:.4f}]"
-        )
-
-    speakers = len({line["speaker"] for line in utterances[0]})
-    lines.append(
-        f"difference {difference.rate:+.4f}, 95 % interval [{difference.low:+.4f}, "
-        f"{difference.high:+.4f}] by paired bootstrap over {speakers} speakers"
-    )
+    lines = [
+        f"{record['name']}: {name} {rate_and_interval(pooled_rate([record['utterances']]))} %"
+        for name, record in zip(names, (first, second), strict=True)
+    ]
+    lines += [f"differ in {name}: {a} and {b}" for name, a, b in differences(first, second)]
+    how = "no interval" if difference.unit is None else f"paired over {UNITS[difference.unit]}"
+    lines.append(f"difference {rate_and_interval(difference, '+')} points, {how}")
+    relation = "" if test.p < LEAST_P else "= "
     lines.append(
         f"MAPSSWE: {test.segments} segments, mean difference {test.mean:+.4f} errors, "
-        f"z {test.z:+.3f}, two-sided p {test.p:.4g}"
+        f"z {test.z:+.3f}, two-sided p {relation}{p_value(test.p)}"
     )
 
     return "\n".join(lines) + "\n"
+
+
+def differences(first: Record, second: Record) -> list[tuple[str, str, str]]:
+    """Return what two runs differ in beside their results: options, steps, code."""
+    told = [telling_options(record) | recorded(record) for record in (first, second)]
+    return [
+        (name.replace("_", " "), describe_value(a), describe_value(b))
+        for name in sorted({*told[0], *told[1]})
+        if (a := told[0].get(name)) != (b := told[1].get(name))
+    ]
+
+
+def recorded(record: Record) -> JsonObject:
+    """Return what else tells a run from others: what was decided for it, and the code."""
+    results = record["results"]
+    return {
+        "sparsity": sparsity(record),
+        "learning rate": learning_rate(record),
+        "steps": results["steps"],
+        "revision": str(record["environment"]["git"])[:12],
+    }
 
 
 def find_run(name: str, runs: Runs) -> Record:
@@ -118,6 +141,14 @@ def find_run(name: str, runs: Runs) -> Record:
     return records[0]
 
 
+def fraction(text: str) -> float:
+    """Read a number from 0 to 1; argparse makes a message of the ValueError."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise ArgumentTypeError(f"{text} is no fraction: give one from 0 to 1, as 0.01")
+    return value
+
+
 def run_command(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     description = (__doc__ or "").split("\n")[0]
@@ -127,6 +158,11 @@ def run_command(argv: Sequence[str] | None) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write the report to")
     compare_help = "test two runs, each a folder or the name of one of RUNS, and print the result"
     parser.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help=compare_help)
+    margin_help = (
+        "error rate, a fraction, that a pruned model may have more than a dense one and be called "
+        f"no worse (default {MARGIN:g})"
+    )
+    parser.add_argument("--margin", type=fraction, default=MARGIN, metavar="RATE", help=margin_help)
     parser.add_argument("--no-plots", action="store_true", help="make no PNG plots")
     arguments = parser.parse_args(argv)
     if not arguments.compare and not (arguments.runs and arguments.out):
@@ -141,7 +177,7 @@ def run_command(argv: Sequence[str] | None) -> None:
         sys.stdout.write(compare(first, second))
 
     if arguments.out:
-        write_report(runs, arguments.out, plots=not arguments.no_plots)
+        write_report(runs, arguments.out, not arguments.no_plots, arguments.margin)
         sys.stdout.write(f"{len(runs.records)} runs: {arguments.out / 'results.md'}\n")
 
 

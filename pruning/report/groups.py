@@ -3,10 +3,13 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from functools import cached_property
+from statistics import fmean, stdev
 from typing import Any
 
-from data.significance import pooled_interval
+from data.files import JsonObject
+from data.intervals import Estimate
+from data.significance import paired_difference, pooled_rate
 from pruning.mask_file import load_masks
 from pruning.masks import mask_iou
 from pruning.report.records import (
@@ -14,6 +17,7 @@ from pruning.report.records import (
     Record,
     Runs,
     choose_tuned,
+    default_of,
     error_rate,
     learning_rate,
     method_rank,
@@ -23,18 +27,36 @@ from pruning.report.records import (
     telling_options,
 )
 
-NOT_GROUPED = ("method", "sparsity", "lr", "seed")
+DATA = ("data", "corpus", "splits", "subset", "resample")  # options that make groups
+IN_COLUMNS = ("model", "target", "method", "sparsity", "lr", "seed")  # never in a label
+METHOD_NAMES = {
+    "rp": "RP",
+    "mpi": "MPI",
+    "omp": "OMP",
+    "imp": "IMP",
+    "parp": "PARP",
+    "parp-p": "PARP-P",
+    "parp-mask": "PARP mask",
+    "parp-cooldown": "PARP cool-down",
+    "gmp": "GMP",
+    "parp-latent": "PARP latent",
+}
+"""How papers write the methods; others go by their own name."""
+
+Told = Mapping[str, JsonObject]
+"""What :func:`telling_options` returns, by name of the run."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one method at one sparsity.
+    """The runs of one row: one method at one sparsity, with the same options.
 
     Attributes:
-        label: The method, with the pruning options in which its runs in the report differ.
+        label: The method, with the options in which its runs in the group differ, where they are
+            not at their defaults.
         method: Name of the method.
         sparsity: Sparsity asked for.
-        runs: Runs at the chosen learning rate, by seed.
+        runs: Runs at the chosen learning rate, one a seed, by seed.
         tried: Runs by learning rate.
     """
 
@@ -49,15 +71,15 @@ class Cell:
         """Seeds of the runs at the chosen learning rate."""
         return [record["results"]["seed"] for record in self.runs]
 
-    @property
-    def rate(self) -> float:
-        """Mean test error over the seeds."""
-        return self.mean(error_rate)
+    @cached_property
+    def test(self) -> Estimate:
+        """Test error over the seeds."""
+        return pooled_rate([record["utterances"] for record in self.runs])
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the test error; a speaker is drawn with its utterances of all seeds."""
-        return pooled_interval([line for record in self.runs for line in record["utterances"]])
+    def deviation(self) -> float | None:
+        """Standard deviation of the test error over the seeds; None for a single one."""
+        return stdev(map(error_rate, self.runs)) if len(self.runs) > 1 else None
 
     def mean(self, value: Callable[[Record], float]) -> float:
         """Return the mean over the seeds of what ``value`` returns for a record."""
@@ -82,19 +104,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that may be compared: one model, one target, one set of the options beside pruning.
+    """Runs that may be compared: one model, one target, one corpus.
 
     Attributes:
         title: What they have in common and other groups have not.
         slug: The same as part of a file name.
         rate_name: The error rate that decides, as "PER".
         cells: Cells by sparsity, dense first, then method.
+        varied: Options in which the runs differ, beside those that have a column.
     """
 
     title: str
     slug: str
     rate_name: str
     cells: list[Cell]
+    varied: list[str]
 
     @property
     def records(self) -> list[Record]:
@@ -133,22 +157,22 @@ class Group:
 def build_groups(records: Sequence[Record]) -> list[Group]:
     """Arrange ``records`` in groups and cells.
 
-    Options of pruning and of teaching tell methods apart, all others groups. Learning rates and
-    seeds are gathered in a cell, at the learning rate that :func:`choose_tuned` chose.
+    Model, target and data make groups. Every other option makes rows: runs that differ in one are
+    another cell, which its label tells. Learning rates and seeds are gathered in a cell, at the
+    learning rate that :func:`choose_tuned` chose.
     """
     chosen = choose_tuned(records)
-    pruning = _pruning_options(records)
-    names = {name for record in records for name in record["options"]}
-    grouping = sorted(names - pruning - {*NOT_GROUPED, "model", "target"})
-    shown = [name for name in grouping if _differ(records, name)]
+    told = {record["name"]: telling_options(record) for record in records}
+    shown = [name for name in DATA if _differ(records, name, told)]
     gathered: dict[Any, list[Record]] = {}
     for record in records:
-        gathered.setdefault(_values(record, ("model", "target", *grouping)), []).append(record)
+        place = (*(record["results"][key] for key in ("model", "target")), *_data(record, told))
+        gathered.setdefault(place, []).append(record)
     groups: list[Group] = []
 
     for members in gathered.values():
         first = members[0]["results"]
-        others = [f"{name} {members[0]['options'].get(name)}" for name in shown]
+        others = [f"{name} {told[members[0]['name']].get(name)}" for name in shown]
         title = ", ".join([first["model"], first["target"], *others])
         slug = re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-.")[:80]
         taken = slug in {group.slug for group in groups}
@@ -157,16 +181,15 @@ def build_groups(records: Sequence[Record]) -> list[Group]:
                 title=title,
                 slug=f"{slug}-{len(groups) + 1}" if taken else slug,
                 rate_name=rate_name(members[0]).upper(),
-                cells=_build_cells(members, records, pruning, chosen),
+                cells=_build_cells(members, told, chosen),
+                varied=_varied(members, told),
             )
         )
 
     return groups
 
 
-def _build_cells(
-    members: Sequence[Record], records: Sequence[Record], pruning: set[str], chosen: set[str]
-) -> list[Cell]:
+def _build_cells(members: Sequence[Record], told: Told, chosen: set[str]) -> list[Cell]:
     gathered: dict[Any, list[Record]] = {}
     for record in members:
         gathered.setdefault(setting(record), []).append(record)
@@ -177,14 +200,13 @@ def _build_cells(
         tried: dict[float, list[Record]] = {}
         for record in sorted(runs, key=lambda record: (learning_rate(record), _seed(record))):
             tried.setdefault(learning_rate(record), []).append(record)
-        mates = [record for record in records if record["results"]["method"] == method]
-        options = [
-            f" {name}={telling_options(runs[0]).get(name)}"
-            for name in sorted(pruning)
-            if _is_shown(name, runs[0], mates)
-        ]
+        mates = [record for record in members if record["results"]["method"] == method]
         best = [record for rates in tried.values() for record in rates if record["name"] in chosen]
-        cells.append(Cell(method + "".join(options), method, sparsity(runs[0]), best, tried))
+        by_seed = {_seed(record): record for record in reversed(best)}  # a seed counts once
+        label = _label(runs[0], mates, told)
+        cells.append(
+            Cell(label, method, sparsity(runs[0]), [by_seed[key] for key in sorted(by_seed)], tried)
+        )
 
     return sorted(
         cells,
@@ -192,28 +214,78 @@ def _build_cells(
     )
 
 
-def _pruning_options(records: Sequence[Record]) -> set[str]:
-    """Return the options that say what is pruned and when, and who teaches, but the sparsity."""
-    names = {name for record in records for name in record["results"]["pruning"]}
-    return (names | {"init_mask", *TEACHING}) - set(NOT_GROUPED)
+def _label(record: Record, mates: Sequence[Record], told: Told) -> str:
+    """Name a method and those of its options that tell a run from its mates."""
+    method = record["results"]["method"]
+    options = told[record["name"]]
+    words = [METHOD_NAMES.get(method, method)]
+    for name in _varied(mates, told):
+        if name in options and options[name] != default_of(name, method):
+            words.append(describe_option(name, options[name], _values(mates, name, told)))
+    return ", ".join(words)
 
 
-def _values(record: Record, names: Iterable[str]) -> tuple[Any, ...]:
-    options = telling_options(record)
-    return tuple(options.get(name) for name in names)
+def describe_option(name: str, value: Any, others: Iterable[Any] = ()) -> str:
+    """Say in words what an option is: "prune every 5", "no biases", "teacher dense-seed*".
+
+    Args:
+        name: Name of the option.
+        value: Its value.
+        others: Every value that it is told from: of a path as much is said as that takes.
+    """
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    if isinstance(value, float):
+        return f"{words} {value:g}"
+    if isinstance(value, str) and "/" in value.strip("/"):
+        paths = {other.strip("/") for other in others if isinstance(other, str)} | {
+            value.strip("/")
+        }
+        return f"{words} {_tail(value.strip('/'), paths)}"
+    return f"{words} {value}"
 
 
-def _differ(records: Sequence[Record], name: str) -> bool:
-    return len({telling_options(record).get(name) for record in records}) > 1
+def _tail(path: str, paths: set[str]) -> str:
+    """Return the last parts of a path, as many as tell it from the others."""
+    parts = path.split("/")
+    for depth in range(1, len(parts)):
+        tail = "/".join(parts[-depth:])
+        if sum(other == tail or other.endswith(f"/{tail}") for other in paths) == 1:
+            return tail
+    return path
 
 
-def _is_shown(name: str, record: Record, mates: Sequence[Record]) -> bool:
-    """Say whether an option belongs in the label of a run, among runs of its method."""
-    if name in TEACHING and name not in telling_options(record):
-        return False
-    if name in TEACHING and name != "teacher":
-        mates = [mate for mate in mates if name in telling_options(mate)]
-    return _differ(mates, name)
+def _varied(records: Sequence[Record], told: Told) -> list[str]:
+    """Return the options in which runs differ, but for those that have a column or make groups.
+
+    Those of teaching count among the runs that have a teacher.
+    """
+    names = {name for record in records for name in told[record["name"]]}
+    taught = [record for record in records if "teacher" in told[record["name"]]]
+    varied = [
+        name
+        for name in sorted(names - {*IN_COLUMNS, *DATA})
+        if _differ(taught if name in TEACHING and name != "teacher" else records, name, told)
+    ]
+    return sorted(varied, key=lambda name: TEACHING.index(name) if name in TEACHING else -1)
+
+
+def _values(records: Sequence[Record], name: str, told: Told) -> list[Any]:
+    return [told[record["name"]].get(name) for record in records]
+
+
+def _differ(records: Sequence[Record], name: str, told: Told) -> bool:
+    """Say whether runs differ in what they were given for an option, not in its defaults."""
+    given = {
+        "" if value == default_of(name, record["results"]["method"]) else repr(value)
+        for record, value in zip(records, _values(records, name, told), strict=True)
+    }
+    return len(given) > 1
+
+
+def _data(record: Record, told: Told) -> tuple[Any, ...]:
+    return tuple(told[record["name"]].get(name) for name in DATA)
 
 
 def _seed(record: Record) -> int:
@@ -243,21 +315,27 @@ def pair_runs(first: Cell, second: Cell) -> list[tuple[Record, Record]]:
     return [(record, others[_seed(record)]) for record in first.runs if _seed(record) in others]
 
 
+def difference_of(pairs: Sequence[tuple[Record, Record]]) -> Estimate:
+    """Return the difference of two rows, first minus second, from their runs seed by seed."""
+    first, second = zip(*pairs, strict=True)
+    return paired_difference(
+        [record["utterances"] for record in first], [record["utterances"] for record in second]
+    )
+
+
 def add_overlaps(runs: Runs, groups: Sequence[Group]) -> None:
     """Compute the overlaps between masks that are not known yet, where the folders are at hand.
 
     Compared are runs at the chosen learning rate of the same sparsity that differ in one thing:
     method, seed or target.
     """
-    pruning = _pruning_options(runs.records)
-    rest = {name for record in runs.records for name in record["options"]} - pruning
-    rest -= {*NOT_GROUPED, "target"}
+    told = {record["name"]: telling_options(record) for record in runs.records}
     by_sparsity: dict[Any, list[tuple[Record, tuple[Any, ...]]]] = {}
 
     for cell in (cell for group in groups for cell in group.cells if cell.method != "dense"):
         for record in cell.runs:
             what = (cell.label, _seed(record), record["results"]["target"])
-            place = (cell.sparsity, _values(record, sorted(rest)))
+            place = (cell.sparsity, record["results"]["model"], _data(record, told))
             by_sparsity.setdefault(place, []).append((record, what))
 
     for members in by_sparsity.values():

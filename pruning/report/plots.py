@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from data.intervals import Estimate
 from pruning.report.groups import Cell, Group, overlap, pair_runs
 from pruning.report.records import Runs
+from pruning.report.words import whole_percent
 
 DPI = 120
 # Wong's colours that are told apart with colour-blindness, and four of Tol's.
@@ -116,6 +118,12 @@ def _legend(figure: Any, axes: Any) -> None:
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
 
 
+def _bounds(estimate: Estimate) -> tuple[float, float]:
+    """Return the interval in percent, the rate itself where there is none."""
+    low, high = estimate.interval or (estimate.rate, estimate.rate)
+    return 100.0 * low, 100.0 * high
+
+
 def _seeds(group: Group) -> str:
     counts = sorted({len(set(cell.seeds)) for cell in group.cells})
     shown = "-".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
@@ -128,23 +136,22 @@ def _error_vs_sparsity(group: Group, runs: Runs) -> tuple[str, Any] | None:
     figure, ((axes,),) = _figure(7.5, 4.2)
     styles = _styles(group)
     for cell in group.dense:
-        axes.axhline(cell.rate, **styles[cell.label] | {"marker": "", "linewidth": 1.2})
-        axes.axhspan(*cell.interval, color=COLOURS["dense"], alpha=0.06, linewidth=0)
+        axes.axhline(100 * cell.test.rate, **styles[cell.label] | {"marker": "", "linewidth": 1.2})
+        if cell.test.interval:
+            axes.axhspan(*_bounds(cell.test), color=COLOURS["dense"], alpha=0.06, linewidth=0)
 
     for label in group.labels:
         cells = [cell for cell in group.cells if cell.label == label and cell.method != "dense"]
         if cells:
-            x = [cell.sparsity for cell in cells]
-            low, high = zip(*(cell.interval for cell in cells), strict=True)
-            axes.plot(x, [cell.rate for cell in cells], **styles[label])
+            x = [100 * cell.sparsity for cell in cells]
+            low, high = zip(*(_bounds(cell.test) for cell in cells), strict=True)
+            axes.plot(x, [100 * cell.test.rate for cell in cells], **styles[label])
             axes.fill_between(x, low, high, color=styles[label]["color"], alpha=0.12, linewidth=0)
             if len(cells) == 1:
                 axes.vlines(x, low, high, color=styles[label]["color"], alpha=0.4)
 
-    axes.set_xlim(0, 1)
-    axes.set_ylim(bottom=0)
-    title = f"{group.title}: mean of {_seeds(group)}, 95 % by speaker"
-    _finish(axes, title, "sparsity in scope", f"test {group.rate_name} (fraction)")
+    title = f"{group.title}: mean of {_seeds(group)}, 95 % intervals"
+    _finish(axes, title, "sparsity in scope (%)", f"test {group.rate_name} (%)")
     _legend(figure, axes)
     return f"Test {group.rate_name} against sparsity", figure
 
@@ -161,17 +168,16 @@ def _cost(group: Group, runs: Runs) -> tuple[str, Any] | None:
             style["marker"] = "o"
         steps = cell.mean(lambda record: record["results"]["cost"]["steps"])
         tunings = cell.mean(lambda record: record["results"]["cost"]["fine_tuning_runs"])
-        low, high = cell.interval
-        axes.vlines(steps, low, high, color=style["color"], alpha=0.4)
+        axes.vlines(steps, *_bounds(cell.test), color=style["color"], alpha=0.4)
         style["label"] = f"{cell.label}: {tunings:g} run{'' if tunings == 1 else 's'}"
-        axes.plot([steps], [cell.rate], **style)
+        axes.plot([steps], [100 * cell.test.rate], **style)
 
     axes.set_xlim(left=0)
     _finish(
         axes,
-        f"{group.title}: at sparsity {group.middle[0].sparsity:g}",
+        f"{group.title}: at sparsity {whole_percent(group.middle[0].sparsity)} %",
         "optimizer steps of all fine-tuning runs",
-        f"test {group.rate_name} (fraction)",
+        f"test {group.rate_name} (%)",
     )
     _legend(figure, axes)
 
@@ -183,10 +189,14 @@ def _learning_curves(group: Group, runs: Runs) -> tuple[str, Any] | None:
     styles = _styles(group)
     for cell in [*group.dense, *group.middle]:
         points = _mean_dev_curve(cell, group.rate_name.lower())
-        axes.plot(list(points), list(points.values()), **styles[cell.label] | {"markersize": 3})
-    at = f" at sparsity {group.middle[0].sparsity:g}" if group.middle else ""
+        axes.plot(
+            list(points),
+            [100 * rate for rate in points.values()],
+            **styles[cell.label] | {"markersize": 3},
+        )
+    at = f" at sparsity {whole_percent(group.middle[0].sparsity)} %" if group.middle else ""
     title = f"{group.title}: last fine-tuning run{at}"
-    _finish(axes, title, "optimizer step", f"dev {group.rate_name} (fraction)")
+    _finish(axes, title, "optimizer step", f"dev {group.rate_name} (%)")
     _legend(figure, axes)
     return f"Dev {group.rate_name} during the last fine-tuning run", figure
 
@@ -213,7 +223,7 @@ def _overlaps(group: Group, runs: Runs) -> tuple[str, Any] | None:
                 values[labels.index(a.label), labels.index(b.label)] = known[0]
                 nulls.append(known[1])
         if nulls:
-            panels[f"sparsity {sparsity:g}, random {fmean(nulls):.2f}"] = values
+            panels[f"sparsity {whole_percent(sparsity)} %, random {fmean(nulls):.2f}"] = values
     if not panels:
         return None
     figure = _heat_maps(panels, labels, labels, 0.32, "intersection over union", numbers=True)
@@ -232,7 +242,7 @@ def _sparsity_by_layer(group: Group, runs: Runs) -> tuple[str, Any] | None:
         for label, share in shares.items()
     }
     figure = _heat_maps(panels, roles, layers, 0.2, "share of zeros")
-    at = f"sparsity {group.middle[0].sparsity:g}"
+    at = f"sparsity {whole_percent(group.middle[0].sparsity)} %"
     figure.suptitle(f"{group.title}: where the zeros are at {at}", fontsize=10)
     return "Share of zeros by layer and role", figure
 
@@ -295,7 +305,7 @@ def _revival(group: Group, runs: Runs) -> tuple[str, Any] | None:
 
     _finish(left, "Revived at each re-prune", "optimizer step", "weights in scope (%)")
     _finish(right, "Overlap with the first mask", "optimizer step", "intersection over union")
-    title = f"{group.title}: sparsity {cells[0].sparsity:g}, lowest seed"
+    title = f"{group.title}: sparsity {whole_percent(cells[0].sparsity)} %, lowest seed"
     figure.suptitle(title, fontsize=10)
     left.set_ylim(bottom=0)
     _legend(figure, left)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from data.files import read_json, read_json_lines, to_json, write_file
+from data.files import JsonObject, read_json, read_json_lines, to_json, write_file
 from data.metrics import METRICS, deciding_metric
+from data.significance import pooled_rate
 from models.training.distill import DistillOptions
+from pruning.run.options import CHANGES_NOTHING, NOT_RECORDED, decided, default_options
 from pruning.schedules import SCHEDULES
 
 Record = dict[str, Any]
@@ -37,6 +39,7 @@ REQUIRED_RESULTS = (
 ENVIRONMENT = ("versions", "git", "device")
 AXES = ("model", "target", "method", "sparsity", "lr", "seed", "steps")
 TEACHING = tuple(field.name for field in fields(DistillOptions))
+_DEFAULTS = {name: value for name, value in default_options().items() if name not in NOT_RECORDED}
 COUNTS = ("substitutions", "deletions", "insertions", "reference_tokens")
 
 
@@ -239,16 +242,22 @@ def method_rank(method: str) -> int:
 
 
 def telling_options(record: Record) -> dict[str, Any]:
-    """Return the options of a run that tell it from others.
+    """Return the options of a run that tell it from others; those it lacks were at their defaults.
 
     Without a teacher those of teaching do not. In the path of a teacher the run's own seed is
     ``seed*``, as the seeds of one setting may each have a teacher of theirs.
     """
-    options = dict(record["options"])
+    options = decided(_DEFAULTS | record["options"])
+    options = {name: value for name, value in options.items() if name not in CHANGES_NOTHING}
     if options.get("teacher") is None:
         return {name: value for name, value in options.items() if name not in TEACHING}
     seed = record["results"]["seed"]
     return options | {"teacher": re.sub(rf"seed{seed}(?!\d)", "seed*", options["teacher"])}
+
+
+def default_of(name: str, method: str) -> Any:
+    """Return what an option of train.py is where a run with ``method`` is not given it."""
+    return decided(_DEFAULTS | {"method": method}).get(name)
 
 
 def setting(record: Record, without: Iterable[str] = ("lr", "seed")) -> tuple[tuple[str, Any], ...]:
@@ -322,11 +331,14 @@ def results_csv(records: Sequence[Record]) -> str:
     def measured(record: Record) -> dict[str, Any]:
         results, name = record["results"], rate_name(record)
         test = results[name]
+        tested = pooled_rate([record["utterances"]])
+        low, high = tested.interval or (None, None)
         return {
             "rate_name": name,
             "test_rate": test["rate"],
-            "ci_low": test["ci95"][0],
-            "ci_high": test["ci95"][1],
+            "ci_low": low,
+            "ci_high": high,
+            "ci_unit": tested.unit,
             "dev_rate": error_rate(record, "dev"),
             **{count: test[count] for count in COUNTS},
             "sparsity_in_scope": results["sparsity"]["in_scope"],
@@ -363,6 +375,11 @@ def _csv(records: Sequence[Record], measured: Callable[[Record], dict[str, Any]]
         axes |= {"sparsity": sparsity(record), "lr": learning_rate(record)}
         others = {name: record["options"].get(name) for name in differing}
         rows.append({key: axes[key] for key in AXES} | others | measured(record))
+    return csv_of(rows)
+
+
+def csv_of(rows: Sequence[JsonObject]) -> str:
+    """Return rows of the same keys as CSV with a header; None is left empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

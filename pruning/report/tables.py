@@ -5,29 +5,57 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from data.significance import mapsswe, paired_bootstrap
-from pruning.report.groups import Cell, Group, layer_and_role, overlap, pair_runs
-from pruning.report.records import Record, Runs, error_rate, tuning_error
+from data.intervals import MIN_UNITS, UNITS, Estimate
+from data.significance import mapsswe
+from pruning.report.groups import (
+    Group,
+    difference_of,
+    layer_and_role,
+    overlap,
+    pair_runs,
+)
+from pruning.report.records import (
+    Record,
+    Runs,
+    csv_of,
+    error_rate,
+    learning_rate,
+    telling_options,
+    tuning_error,
+)
+from pruning.report.words import (
+    describe_value,
+    p_value,
+    percent,
+    rate_and_interval,
+    table,
+    whole_percent,
+)
 
 REFERENCES = ("dense", "mpi", "omp")
 NUM_TENSORS = 3
+MARGIN = 0.01  # of the error rate: what may count as no worse
 INTRODUCTION = """# Results
 
 Made by `python -m pruning.report` from [runs.json](runs.json); each run is a line of
-[results.csv](results.csv), its timings are in [costs.csv](costs.csv).
+[results.csv](results.csv), each row of the first table of a section one of
+[summary.csv](summary.csv), and timings are in [costs.csv](costs.csv).
 
-Rates are (substitutions + deletions + insertions) / reference tokens, pooled over the test set,
-means over the seeds; the brackets hold the 95 % interval from speakers drawn with replacement. The
-learning rate of a method at a sparsity is the one with the lowest dev rate; the test set played no
-part in the choice. Sparsity is the share of zeros: asked for, in the pruned scope, of the whole
-model. Steps are optimizer steps of all fine-tuning runs that a method needs together.
+Rates are (substitutions + deletions + insertions) / reference tokens in percent, pooled over the
+test set, means over the seeds; sd is their standard deviation. Brackets hold 95 % intervals:
+speakers are drawn with replacement, or utterances where there are fewer than ten speakers, and what
+seeds vary beyond that is added. The learning rate of a row is the one with the lowest dev rate; the
+test set played no part in the choice. Sparsity is the share of zeros in percent: asked for, in the
+pruned scope, of the whole model. Steps are optimizer steps of all fine-tuning runs that a method
+needs together.
 """
-
-Rows = Iterable[Sequence[str]]
 
 
 def results_page(
-    runs: Runs, groups: Sequence[Group], plots: Mapping[str, Mapping[str, str]]
+    runs: Runs,
+    groups: Sequence[Group],
+    plots: Mapping[str, Mapping[str, str]],
+    margin: float = MARGIN,
 ) -> str:
     """Return the page.
 
@@ -35,22 +63,18 @@ def results_page(
         runs: Every run, with the overlaps of the masks.
         groups: The same runs as :func:`pruning.report.groups.build_groups` arranged them.
         plots: By slug of a group the captions of its plots by file name.
+        margin: What a pruned model may err more than a dense one and count as no worse.
     """
     parts = [INTRODUCTION]
     for group in groups:
         parts += [f"## {group.title}\n", _protocol(group), _main_table(group)]
+        parts += _options(group) + _against_dense(group, margin)
         for section in (_tuning, _tests, _zeros, _revival, _shift, _size, _cost):
             parts += section(group)
         parts += _overlaps(group, runs)
         parts += _links(plots.get(group.slug, {}))
     parts += _between_targets(groups, runs)
     return "\n".join(parts)
-
-
-def table(header: Sequence[str], rows: Rows) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _protocol(group: Group) -> str:
@@ -69,8 +93,7 @@ def _protocol(group: Group) -> str:
         f"Seeds: {', '.join(map(str, seeds))}. Revision: {', '.join(revisions)}. "
         f"Versions: {'; '.join(versions)}. Device: {', '.join(devices)}.",
     ]
-    single = [cell for cell in group.cells if len(set(cell.seeds)) == 1]
-
+    single = [cell for cell in group.cells if len(cell.runs) == 1]
     if single:
         which = (
             "Every number is of one seed"
@@ -81,8 +104,37 @@ def _protocol(group: Group) -> str:
             f"{which}: the interval tells how much the test speakers matter, not how much another "
             "seed would."
         )
+    if left_out := _repeated(group):
+        lines.append(f"Left out, for runs of the same options and seed: {', '.join(left_out)}.")
+    if unit := _other_unit(cell.test for cell in group.cells):
+        lines.append(unit)
 
     return "\n".join(lines) + "\n"
+
+
+def _repeated(group: Group) -> list[str]:
+    """Return the names of runs at a chosen rate that repeat a seed."""
+    counted = {record["name"] for cell in group.cells for record in cell.runs}
+    return [
+        record["name"]
+        for cell in group.cells
+        for record in cell.tried[learning_rate(cell.runs[0])]
+        if record["name"] not in counted
+    ]
+
+
+def _other_unit(estimates: Iterable[Estimate]) -> str:
+    """Say what intervals are drawn from where that is not speakers; "" where it is."""
+    units = {estimate.unit for estimate in estimates}
+    if units == {"speaker"}:
+        return ""
+    if units == {None}:
+        return f"There are no intervals, which take {MIN_UNITS} utterances."
+    names = " or ".join(UNITS[unit] for unit in sorted(unit for unit in units if unit))
+    return (
+        f"Intervals are by bootstrap over {names}: the test set has no ten speakers, so they say "
+        "nothing of other speakers."
+    )
 
 
 def _main_table(group: Group) -> str:
@@ -92,6 +144,7 @@ def _main_table(group: Group) -> str:
         "in scope",
         "whole model",
         f"test {group.rate_name} [95 %]",
+        "sd",
         f"dev {group.rate_name}",
         "learning rate",
         "seeds",
@@ -105,12 +158,13 @@ def _main_table(group: Group) -> str:
         rows.append(
             (
                 cell.label,
-                f"{cell.sparsity:g}",
-                f"{cell.mean(_zeros_of('in_scope')):.6f}",
-                f"{cell.mean(_zeros_of('whole_model')):.4f}",
-                f"{cell.rate:.4f} {_interval(*cell.interval)}",
-                f"{cell.mean(lambda record: error_rate(record, 'dev')):.4f}",
-                f"{_lr(cell):g}",
+                whole_percent(cell.sparsity),
+                percent(cell.mean(_zeros_of("in_scope")), 4),
+                percent(cell.mean(_zeros_of("whole_model")), 2),
+                rate_and_interval(cell.test),
+                "" if cell.deviation is None else percent(cell.deviation),
+                percent(cell.mean(lambda record: error_rate(record, "dev"))),
+                f"{learning_rate(cell.runs[0]):g}",
                 f"{len(cell.runs)}",
                 f"{cell.mean(_cost_of('fine_tuning_runs')):g}",
                 f"{cell.mean(_cost_of('steps')):.0f}",
@@ -121,18 +175,108 @@ def _main_table(group: Group) -> str:
     return table(header, rows)
 
 
+def summary_csv(groups: Sequence[Group]) -> str:
+    """Return the content of summary.csv: a line for each row of the main tables, as fractions."""
+    rows = []
+    for group in groups:
+        for cell in group.cells:
+            low, high = cell.test.interval or (None, None)
+            rows.append(
+                {
+                    "group": group.title,
+                    "label": cell.label,
+                    "method": cell.method,
+                    "sparsity": cell.sparsity,
+                    "lr": learning_rate(cell.runs[0]),
+                    "seeds": len(cell.runs),
+                    "rate_name": group.rate_name.lower(),
+                    "test_mean": cell.test.rate,
+                    "test_sd": cell.deviation,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "ci_unit": cell.test.unit,
+                    "dev_mean": cell.mean(lambda record: error_rate(record, "dev")),
+                    "sparsity_in_scope": cell.mean(_zeros_of("in_scope")),
+                    "sparsity_whole_model": cell.mean(_zeros_of("whole_model")),
+                    "fine_tuning_runs": cell.mean(_cost_of("fine_tuning_runs")),
+                    "total_steps": cell.mean(_cost_of("steps")),
+                }
+            )
+    return csv_of(rows)
+
+
+def _options(group: Group) -> list[str]:
+    """List what the rows were trained with, as far as they differ."""
+    if not group.varied:
+        return []
+    rows = []
+    for cell in group.cells:
+        options = telling_options(cell.runs[0])
+        recipe = cell.runs[0]["recipe"]
+        values = []
+        for name in group.varied:
+            value = options.get(name)
+            value = recipe.get(name) if value is None else value
+            if cell.method == "dense" and name in cell.runs[0]["results"]["pruning"]:
+                value = None  # which says nothing of a run that prunes nothing
+            values.append("" if value is None else describe_value(value))
+        rows.append((cell.label, whole_percent(cell.sparsity), *values))
+    names = [name.replace("_", " ") for name in group.varied]
+    note = "What the runs differ in. A label leaves out what is at its default."
+    return ["### Options\n", note + "\n", table(("method", "sparsity", *names), rows)]
+
+
+def _against_dense(group: Group, margin: float) -> list[str]:
+    """Compare every pruned row with every dense one that has a seed in common with it."""
+    rows, units = [], []
+    for cell in group.cells:
+        for dense in group.dense if cell.method != "dense" else ():
+            pairs = pair_runs(cell, dense)
+            if not pairs:
+                continue
+            difference = difference_of(pairs)
+            units.append(difference)
+            limit, verdict = "", ""
+            if difference.upper is not None:
+                limit = percent(difference.upper, sign="+")
+                verdict = "yes" if difference.upper < margin else "no"
+            shown = rate_and_interval(difference, "+")
+            first = (cell.label, whole_percent(cell.sparsity), dense.label, f"{len(pairs)}")
+            rows.append((*first, shown, limit, verdict))
+    if not rows:
+        return []
+    points = whole_percent(margin)
+    header = (
+        "method",
+        "sparsity",
+        "against",
+        "seeds",
+        f"difference of {group.rate_name} [95 %]",
+        "one-sided 95 % limit",
+        f"no worse by {points}",
+    )
+    note = (
+        "In percentage points; negative where the pruned model errs less. Paired over speakers and "
+        f"the seeds that both have. No worse: the one-sided limit is under {points}, so with 95 % "
+        "confidence the pruned model errs less than that more often than the dense one."
+    )
+    return ["### Sparse minus dense\n", f"{note} {_other_unit(units)}".strip() + "\n"] + [
+        table(header, rows)
+    ]
+
+
 def _tuning(group: Group) -> list[str]:
     rows = []
     for cell in (cell for cell in group.cells if len(cell.tried) > 1):
         for lr, runs in cell.tried.items():
-            chosen = lr == _lr(cell)
+            chosen = lr == learning_rate(cell.runs[0])
             seeds = [str(record["results"]["seed"]) for record in runs]
-            dev = f"{tuning_error(cell.tried, lr):.4f}"
-            test = f"{fmean(map(error_rate, runs)):.4f}"
+            dev = percent(tuning_error(cell.tried, lr))
+            test = percent(fmean(map(error_rate, runs)))
             rows.append(
                 (
                     cell.label,
-                    f"{cell.sparsity:g}",
+                    whole_percent(cell.sparsity),
                     f"{lr:g}",
                     ", ".join(seeds),
                     dev,
@@ -158,30 +302,26 @@ def _tests(group: Group) -> list[str]:
         for other in others:
             pairs = pair_runs(cell, other)
             if cell is not other and cell.method != "dense" and pairs:
-                rows.append((cell.label, f"{cell.sparsity:g}", other.label, *_test(pairs)))
+                rows.append((cell.label, whole_percent(cell.sparsity), other.label, *_test(pairs)))
     if not rows:
         return []
     header = ("method", "sparsity", "against", f"difference of {group.rate_name} [95 %]")
     header_mapsswe = ("MAPSSWE: segments", "z", "two-sided p")
     note = (
-        "First minus second: negative where the method errs less. The interval is by paired "
-        "bootstrap over speakers, over the seeds that both have; MAPSSWE is a test of its own for "
-        "each of those seeds, in their order. No correction for the number of tests is made."
+        "First minus second in percentage points, over the seeds that both have: negative where "
+        "the method errs less. MAPSSWE is a test of its own for each of those seeds, in their "
+        "order. No correction for the number of tests is made."
     )
     return ["### Paired tests\n", note + "\n", table((*header, *header_mapsswe), rows)]
 
 
 def _test(pairs: Sequence[tuple[Record, Record]]) -> tuple[str, str, str, str]:
-    pooled = [
-        [line for run in runs for line in run["utterances"]] for runs in zip(*pairs, strict=True)
-    ]
-    difference = paired_bootstrap(pooled[0], pooled[1])
     tests = [mapsswe(first["utterances"], second["utterances"]) for first, second in pairs]
     return (
-        f"{difference.rate:+.4f} {_interval(difference.low, difference.high, sign='+')}",
+        rate_and_interval(difference_of(pairs), "+"),
         ", ".join(str(test.segments) for test in tests),
         ", ".join(f"{test.z:+.2f}" for test in tests),
-        ", ".join(f"{test.p:.2g}" for test in tests),
+        ", ".join(p_value(test.p) for test in tests),
     )
 
 
@@ -203,13 +343,17 @@ def _overlaps(group: Group, runs: Runs) -> list[str]:
                 for a in labels
             ]
             null = " to ".join(dict.fromkeys((nulls[0], nulls[-1])))
-            parts.append(f"Sparsity {sparsity:g}; two independent random masks: {null}.\n")
+            parts.append(
+                f"Sparsity {whole_percent(sparsity)} %; two independent random masks: {null}.\n"
+            )
             parts.append(table(("", *labels), rows))
 
     seeds = []
     for cell in group.cells:
         if known := overlap(runs, combinations(cell.runs, 2)):
-            seeds.append((cell.label, f"{cell.sparsity:g}", *(f"{value:.3f}" for value in known)))
+            seeds.append(
+                (cell.label, whole_percent(cell.sparsity), *(f"{value:.3f}" for value in known))
+            )
 
     if seeds:
         parts.append("Between the seeds of a method:\n")
@@ -231,7 +375,7 @@ def _between_targets(groups: Sequence[Group], runs: Runs) -> list[str]:
                     continue
                 if known := overlap(runs, pair_runs(cell, other)):
                     values = (f"{value:.3f}" for value in known)
-                    what = (cell.label, f"{cell.sparsity:g}", first.title, second.title)
+                    what = (cell.label, whole_percent(cell.sparsity), first.title, second.title)
                     rows.append((*what, *values))
     header = ("method", "sparsity", "first", "second", "overlap", "random masks")
     return ["## Overlap of the masks of two targets\n", table(header, rows)] if rows else []
@@ -241,12 +385,12 @@ def _zeros(group: Group) -> list[str]:
     cells = group.middle
     if not cells:
         return []
-    parts = [f"### Where the zeros are, at sparsity {cells[0].sparsity:g}\n"]
+    parts = [f"### Where the zeros are, at sparsity {whole_percent(cells[0].sparsity)} %\n"]
     for part, name in ((0, "layer"), (1, "role")):
         shares = [cell.zero_shares([part]) for cell in cells]
         keys = dict.fromkeys(key for share in shares for key in share)
         rows = [
-            (key[0], *(f"{share[key]:.4f}" if key in share else "" for share in shares))
+            (key[0], *(percent(share[key]) if key in share else "" for share in shares))
             for key in keys
         ]
         parts.append(table((name, *(cell.label for cell in cells)), rows))
@@ -264,7 +408,7 @@ def _revival(group: Group) -> list[str]:
             rows.append(
                 (
                     cell.label,
-                    f"{cell.sparsity:g}",
+                    whole_percent(cell.sparsity),
                     f"{len(events)}",
                     *(f"{event['revived']:,}" for event in moments),
                     f"{sum(event['revived'] for event in events) / size:.4%}",
@@ -299,7 +443,7 @@ def _shift(group: Group) -> list[str]:
         if order:
             ends = (order[:NUM_TENSORS], order[-NUM_TENSORS:])
             shown = (", ".join(f"{_tensor(n)} {tensors[n]['shift']:.2e}" for n in e) for e in ends)
-            rows.append((cell.label, f"{cell.sparsity:g}", *shown))
+            rows.append((cell.label, whole_percent(cell.sparsity), *shown))
     note = (
         "L2 distance of a tensor to its initial weights over the number of its weights, of the "
         "lowest seed."
@@ -312,7 +456,7 @@ def _size(group: Group) -> list[str]:
     rows = [
         (
             cell.label,
-            f"{cell.sparsity:g}",
+            whole_percent(cell.sparsity),
             *(f"{cell.mean(_bytes_of(kind)) / 1e6:.2f}" for kind in ("dense", "bitmask", "zip")),
             f"{cell.mean(lambda record: record['results']['real_time_factor']):.4f}",
         )
@@ -337,12 +481,12 @@ def _cost(group: Group) -> list[str]:
             f"{cell.mean(_cost_of('fine_tuning_runs')):g}",
             f"{cell.mean(_cost_of('steps')):.0f}",
             f"{cell.mean(_cost_of('training_seconds')):.0f}",
-            f"{cell.rate:.4f} {_interval(*cell.interval)}",
+            rate_and_interval(cell.test),
         )
         for cell in cells
     ]
     header = ("method", "fine-tuning runs", "steps", "seconds", f"test {group.rate_name} [95 %]")
-    title = f"### Error against cost, at sparsity {group.middle[0].sparsity:g}\n"
+    title = f"### Error against cost, at sparsity {whole_percent(group.middle[0].sparsity)} %\n"
     return [title, table(header, rows)]
 
 
@@ -350,10 +494,6 @@ def _links(plots: Mapping[str, str]) -> list[str]:
     if not plots:
         return []
     return ["### Plots\n", "".join(f"![{caption}]({name})\n\n" for name, caption in plots.items())]
-
-
-def _lr(cell: Cell) -> float:
-    return float(cell.runs[0]["recipe"]["lr"])
 
 
 def _cost_of(key: str) -> Callable[[Record], Any]:
@@ -371,10 +511,6 @@ def _bytes_of(kind: str) -> Callable[[Record], Any]:
 def _tensor(name: str) -> str:
     layer, role = layer_and_role(name)
     return f"{layer} {role}"
-
-
-def _interval(low: float, high: float, sign: str = "") -> str:
-    return f"[{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def _unique(values: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pruning.interface import PruneOptions
 from pruning.schedules import SCHEDULES
 
 NOT_RECORDED = ("resume", "out", "device", "reuse")  # where and how, not what
+CHANGES_NOTHING = ("cache", "log_every")  # options that leave the results as they are
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import train
 from data.options import check_value
 from pruning.report.records import Record
 from pruning.run.options import (
+    CHANGES_NOTHING,
     TrainOptions,
     decided,
     default_options,
@@ -25,7 +26,6 @@ from pruning.sweep.config import Grid, Options, SweepConfig
 TRAIN_SCRIPT = Path(train.__file__).resolve()
 NAMED_FIRST = ("target", "method", "sparsity")
 PATHS = ("init_mask", "teacher")  # options that may name files of another run
-CHANGES_NOTHING = ("cache", "log_every")  # options that leave the results as they are
 DEFAULTS = default_options()
 
 
