@@ -1,6 +1,7 @@
-"""Score a checkpoint on a corpus.
+"""Score a checkpoint on a corpus, or transcribe recordings with it.
 
     python eval.py --ckpt runs/NAME/best.pt
+    python eval.py --ckpt runs/NAME/best.pt --audio talk.wav interviews/
     python eval.py --ckpt runs/NAME/best.pt --split dev --decode beam --beam-size 8 --trn out/
 
 The checkpoint carries the model, its tokenizer and its frontend, so nothing about the model is
@@ -9,15 +10,16 @@ asked for here. An utterance's hypothesis does not depend on the utterances it i
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data.audio import SAMPLE_RATE
+from data.audio import SAMPLE_RATE, measure, read_audio
 from data.corpus import Corpus, Split
 from data.files import to_json, write_file, write_json
 from data.formats import FORMATS
@@ -43,17 +45,26 @@ from data.metrics import (
 )
 from data.options import command, option, parse_options, run_program
 from data.phones import merge_silence
+from data.recordings import as_waveform, cut_at_silence, find_recordings
 from data.targets import labels_of
 from data.utterance import PHONES, Utterance, Wanted
 from models import FAMILIES, build_task
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.device import World, resolve_device, resolve_precision
 from models.search import GREEDY, Search
+from models.tokenizers import Tokenizer
 from models.training.tasks import PRECISIONS, Task
+from models.transcription import Span, Timed, timed_words
 from pruning.analysis import describe_tensors, size_in_bytes
 from pruning.mask_file import weights_hash
 from pruning.masks import measured_sparsity
 from pruning.scope import select_parameters
+
+LEAST_PIECE_SECONDS = 0.5
+LONGEST_PIECE_SECONDS = 30.0  # of a recording; attention to more takes memory, and no model saw it
+SHORTEST_SHARE = 0.2  # of the longest piece, where pieces are to be single utterances
+SHORTEST_PIECE_SAMPLES = 1600  # silence is added to what is shorter: no model has a frame for it
+NOT_FOR_AUDIO = ("data", "corpus", "resample", "split", "merge_sil", "trn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +99,19 @@ class EvalOptions(Search):
     device: str = option("auto, cpu, cuda or cuda:N", "auto")
     fast: bool = option("take the fast paths; --no-fast the plain ones, with the same result", True)
     merge_sil: bool = option("collapse runs of sil in references and hypotheses", False)
-    json: str | None = option("file to write the results to", None)
+    audio: tuple[str, ...] = option(
+        "instead of scoring, print what is said in these recordings, of any sample rate, and in "
+        "those in these folders: a line for each, its path, a tab and the text",
+        (),
+    )
+    piece_seconds: float | None = option(
+        "with --audio: longest piece that is decoded at once; longer recordings are cut where they "
+        "are quietest. Without it what the model's context holds, at most "
+        f"{LONGEST_PIECE_SECONDS:g}",
+        None,
+        positive=True,
+    )
+    json: str | None = option("file to write the results to, with --audio the times too", None)
     trn: str | None = option("folder to write ref.trn and hyp.trn to", None)
 
 
@@ -352,11 +375,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     """Score a checkpoint as ``options`` say; write what they ask for; return the results."""
     device = resolve_device(options.device)
     checkpoint = load_checkpoint(options.ckpt, device=device)
-    if checkpoint.tokenizer is None:
-        raise ValueError(
-            f"{options.ckpt} has no tokenizer, so its head has no meaning yet: fine-tune it with "
-            f"train.py --init {options.ckpt}"
-        )
+    _tokenizer_of(checkpoint)
     precision = resolve_precision(options.precision, device)
     task = build_task(checkpoint.model, checkpoint.decoding, precision, options.fast)
     search = Search.of(options)
@@ -378,6 +397,188 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     if options.json:
         write_json(Path(options.json), report)
     return report
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.tokenizer is None:
+        raise ValueError(
+            "the checkpoint has no tokenizer, so its head has no meaning yet: fine-tune it with "
+            "train.py --init"
+        )
+    return checkpoint.tokenizer
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What is said in a recording.
+
+    Attributes:
+        text: In one line.
+        seconds: Length of the recording.
+        pieces: What was decoded at once: the parts that a long recording was cut into.
+        words: Words, or phones of a phone model, with times; () where the model tells none, as
+            sequence-to-sequence models.
+    """
+
+    text: str
+    seconds: float
+    pieces: tuple[Timed, ...]
+    words: tuple[Timed, ...]
+
+
+class Transcriber:
+    """Says what is said in waveforms.
+
+    Args:
+        checkpoint: Any with a tokenizer.
+        search: How hypotheses are searched for.
+        batch_seconds: Audio decoded at once, padding included; None leaves it to the model.
+        piece_seconds: Longest piece of a recording; None is what the model's context holds, at
+            most ``LONGEST_PIECE_SECONDS``.
+        precision: "fp32", "bf16" or "fp16".
+        fast: Whether to take the fast paths.
+
+    Raises:
+        ValueError: If the checkpoint has no tokenizer, or the pieces are longer than the context.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        search: Search = GREEDY,
+        batch_seconds: float | None = None,
+        piece_seconds: float | None = None,
+        precision: str = "fp32",
+        fast: bool = True,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.tokenizer = _tokenizer_of(checkpoint)
+        self.task = build_task(checkpoint.model.eval(), checkpoint.decoding, precision, fast)
+        self.search = search
+        family = FAMILIES[checkpoint.model.family]
+        self.batch_seconds = batch_seconds or family.decode_seconds
+        self._front_end = front_end_of(checkpoint.frontend)
+        longest = min(self._front_end.longest_seconds, LONGEST_PIECE_SECONDS)
+        if piece_seconds and piece_seconds < LEAST_PIECE_SECONDS:
+            raise ValueError(
+                f"--piece-seconds {piece_seconds:g} holds no word: give {LEAST_PIECE_SECONDS:g} or "
+                "more"
+            )
+        if piece_seconds and piece_seconds > self._front_end.longest_seconds:
+            raise ValueError(
+                f"--piece-seconds {piece_seconds:g} is longer than the model's audio context of "
+                f"{self._front_end.longest_seconds:g} s: give less, or leave it out"
+            )
+        self._longest = int((piece_seconds or longest) * SAMPLE_RATE)
+        # A model of 30 s, or of any length, hears the better the more it hears; one that learned
+        # with a shorter context has heard single utterances, and may stop after the first.
+        share = 0.5 if longest == LONGEST_PIECE_SECONDS else SHORTEST_SHARE
+        self._shortest = int(share * self._longest)
+
+    def transcribe(self, samples: object, sample_rate: int = SAMPLE_RATE) -> Transcript:
+        """Transcribe one recording of any length.
+
+        Args:
+            samples: One channel, see :func:`data.recordings.as_waveform`.
+            sample_rate: In Hz; others than 16,000 are resampled.
+
+        Raises:
+            ValueError: If the samples cannot be used.
+        """
+        return self.transcribe_all([as_waveform(samples, sample_rate)])[0]
+
+    def transcribe_all(self, waveforms: Sequence[Tensor], times: bool = True) -> list[Transcript]:
+        """Transcribe waveforms (S,) as ``as_waveform`` gives them; one result each.
+
+        Args:
+            waveforms: Of any length.
+            times: Whether to find those of words, which takes a second pass through the model.
+        """
+        cuts = [cut_at_silence(waveform, self._longest, self._shortest) for waveform in waveforms]
+        pieces = [(i, start, stop) for i, spans in enumerate(cuts) for start, stop in spans]
+        found = self._decode([waveforms[i][start:stop] for i, start, stop in pieces], times)
+        parts: list[list[Timed]] = [[] for _ in waveforms]
+        words: list[list[Timed]] = [[] for _ in waveforms]
+        for (i, start, stop), (ids, spans) in zip(pieces, found, strict=True):
+            begin, end = start / SAMPLE_RATE, stop / SAMPLE_RATE
+            parts[i].append(Timed(begin, end, " ".join(self.tokenizer.decode(ids).split())))
+            if spans is not None:
+                words[i] += timed_words(self.tokenizer, ids, spans, begin)
+        return [
+            Transcript(
+                " ".join(part.text for part in parts[i] if part.text),
+                len(waveform) / SAMPLE_RATE,
+                tuple(parts[i]),
+                tuple(words[i]),
+            )
+            for i, waveform in enumerate(waveforms)
+        ]
+
+    def _decode(
+        self, pieces: Sequence[Tensor], times: bool
+    ) -> list[tuple[list[int], list[Span] | None]]:
+        """Return ids and their spans of each piece."""
+        described = [
+            Utterance(utt_id=str(i), path=Path(), num_samples=len(piece))
+            for i, piece in enumerate(pieces)
+        ]
+        sampler = batch_sampler(
+            described, self.checkpoint.frontend, self.batch_seconds, shuffle=False
+        )
+        found: dict[int, tuple[list[int], list[Span] | None]] = {}
+        for batch in tqdm(sampler.epoch_batches(0), "decode", disable=None, leave=False):
+            short = [max(0, SHORTEST_PIECE_SAMPLES - len(pieces[i])) for i in batch]
+            inputs = [
+                self._front_end.of(F.pad(pieces[i], (0, missing)))
+                for i, missing in zip(batch, short, strict=True)
+            ]
+            ids = self.task.search(inputs, self.search)
+            spans = self.task.spans(inputs, ids) if times else None
+            for place, i in enumerate(batch):
+                found[i] = ids[place], spans[place] if spans is not None else None
+        return [found[i] for i in range(len(pieces))]
+
+
+def transcribe_recordings(options: EvalOptions) -> None:
+    """Print what is said in the recordings that ``options`` name; write times where asked for."""
+    defaults = {each.name: each.default for each in fields(EvalOptions)}
+    for name in NOT_FOR_AUDIO:
+        if getattr(options, name) != defaults[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is for scoring, and --audio not: leave one of them out")
+    paths = find_recordings(options.audio)
+    lengths = [measure(path, resample=True).num_samples for path in paths]  # before any is decoded
+    device = resolve_device(options.device)
+    checkpoint = load_checkpoint(options.ckpt, device=device)
+    search, precision = Search.of(options), resolve_precision(options.precision, device)
+    sizes = (options.batch_seconds, options.piece_seconds)
+    transcriber = Transcriber(checkpoint, search, *sizes, precision, options.fast)
+    search.check(transcriber.task.search_options, checkpoint.model.family)
+
+    unit = "phones" if transcriber.tokenizer.kind == "phone" else "words"
+    described: list[dict[str, Any]] = []
+    for group in _groups(lengths, transcriber.batch_seconds):
+        waveforms = [read_audio(paths[i], resample=True) for i in group]
+        transcripts = transcriber.transcribe_all(waveforms, times=options.json is not None)
+        for i, transcript in zip(group, transcripts, strict=True):
+            print(f"{paths[i]}\t{transcript.text}", flush=True)
+            about = asdict(transcript)
+            timed = {unit: words} if (words := about.pop("words")) else {}
+            described.append({"path": str(paths[i]), **about, **timed})
+    if options.json:
+        about = {"model": checkpoint.run.model, "decode": search.describe()}
+        write_json(Path(options.json), about | {"recordings": described})
+
+
+def _groups(lengths: Sequence[int], seconds: float) -> Iterator[list[int]]:
+    """Yield recordings, in their order, that are read together: a batch's audio, or one."""
+    group: list[int] = []
+    for i, length in enumerate(lengths):
+        if group and sum(lengths[j] for j in group) + length > seconds * SAMPLE_RATE:
+            yield group
+            group = []
+        group.append(i)
+    yield group
 
 
 def find_corpus(options: EvalOptions, checkpoint: Checkpoint) -> Corpus:
@@ -441,7 +642,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, description = command("eval"), (__doc__ or "").split("\n")[0]
 
     def work() -> None:
-        evaluate(parse_options(EvalOptions, argv, description, name))
+        options = parse_options(EvalOptions, argv, description, name)
+        if options.audio:
+            transcribe_recordings(options)
+        elif options.piece_seconds:
+            raise ValueError("--piece-seconds is for recordings: give --audio, or leave it out")
+        else:
+            evaluate(options)
 
     return run_program(name, work)
 

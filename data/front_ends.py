@@ -33,6 +33,13 @@ class FrontEnd(Protocol):
     def padding(self) -> str:
         """Say in a few words what the model sees beside an utterance."""
 
+    @property
+    def longest_seconds(self) -> float:
+        """Return the length of the longest audio that the model takes at once, else infinity."""
+
+    def of(self, waveform: Tensor) -> Tensor:
+        """Return the input of a waveform (S,) at 16 kHz that is not longer than that, float32."""
+
     def read(self, utterance: Utterance) -> Tensor:
         """Return an utterance's input, float32; raise ValueError as ``check``."""
 
@@ -50,11 +57,15 @@ class Waveform:
     normalize: bool
     same_length = False
     padding = "padding never seen by the model"
+    longest_seconds = math.inf
+
+    def of(self, waveform: Tensor) -> Tensor:
+        """Return (S,)."""
+        return normalize_waveform(waveform) if self.normalize else waveform
 
     def read(self, utterance: Utterance) -> Tensor:
         """Return (S,)."""
-        waveform = _read_waveform(utterance)
-        return normalize_waveform(waveform) if self.normalize else waveform
+        return self.of(_read_waveform(utterance))
 
     def padded_seconds(self, utterance: Utterance) -> float:
         """Return the utterance's own length."""
@@ -83,11 +94,21 @@ class LogMel:
             return "audio padded to each utterance's own length, rounded up to a second"
         return f"audio padded to {longest_seconds(self.audio_ctx):g} s"
 
+    @property
+    def longest_seconds(self) -> float:
+        """Return what the context holds."""
+        return longest_seconds(self.audio_ctx)
+
+    def of(self, waveform: Tensor) -> Tensor:
+        """Return (M, F)."""
+        seconds = context_of(len(waveform), self.audio_ctx)
+        return log_mel(waveform, num_mels=self.num_mels, seconds=seconds)
+
     def read(self, utterance: Utterance) -> Tensor:
         """Return (M, F)."""
         waveform = _read_waveform(utterance)
         self.check([utterance])
-        return log_mel(waveform, num_mels=self.num_mels, seconds=self.padded_seconds(utterance))
+        return self.of(waveform)
 
     def padded_seconds(self, utterance: Utterance) -> float:
         """Return the context of the utterance."""

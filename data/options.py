@@ -1,8 +1,8 @@
 """What the programs share: options from flags and TOML files, errors, signals, exit status.
 
 Options are a dataclass whose fields become flags. A field is ``name: type = option(help, ...)``;
-its type is bool, int, float, str (only this with choices), or one of the last three ``| None``;
-without a default it is required.
+its type is bool, int, float, str (only this with choices), one of the last three ``| None``, or
+``tuple[str, ...]``; without a default it is required.
 """
 
 import argparse
@@ -36,7 +36,13 @@ STATUS_MISTAKE = 2  # the user's
 STATUS_INTERRUPTED = 128 + signal.SIGINT
 STATUS_CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows lacks
 
-_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
+_WANTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text in quotes",
+    tuple: "a list of texts",
+}
 
 
 def command(program: str) -> str:
@@ -135,6 +141,7 @@ def _add_fields(group: Any, cls: type, fields: Sequence[dataclasses.Field[Any]])
         kind, optional = _field_type(cls, field)
         default = str(field.default)
         default = default.lower() if default in ("None", "True", "False") else default
+        default = "none" if field.default == () else default
         note = "required" if field.default is dataclasses.MISSING else f"default: {default}"
         keywords: dict[str, Any] = {
             "default": argparse.SUPPRESS,
@@ -142,6 +149,8 @@ def _add_fields(group: Any, cls: type, fields: Sequence[dataclasses.Field[Any]])
         }
         if kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            keywords |= {"nargs": "+", "metavar": "PATH"}
         else:
             choices = field.metadata.get("choices")
             keywords["metavar"] = "|".join(map(str, choices)) if choices else kind.__name__.upper()
@@ -171,7 +180,7 @@ def parse_options(
     values = vars(parser.parse_args(argv))
     config = values.pop("config")
     for name, value in values.items():
-        check_value(cls, name, value, f"--{_kebab(name)}")
+        values[name] = check_value(cls, name, value, f"--{_kebab(name)}")
 
     if config:
         values = _read_options(cls, config) | values
@@ -212,6 +221,8 @@ def check_value(cls: type, name: str, value: Any, where: str) -> Any:
     if optional and value in ("none", None):
         return None
     value = float(value) if kind is float and type(value) is int else value
+    if kind is tuple and isinstance(value, list) and all(isinstance(each, str) for each in value):
+        value = tuple(value)
     fits: bool = type(value) is kind  # isinstance would take True for a number
     if not fits:
         raise ValueError(f"{where} is {value!r}: give {_WANTED[kind]}")
@@ -227,6 +238,8 @@ def _field_type(cls: type, field: dataclasses.Field) -> tuple[type, bool]:
     """Return the type of a field without None, and whether None is allowed."""
     hint = _type_hints(cls)[field.name]
     members = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    if hint == tuple[str, ...]:
+        return tuple, False
     (kind,) = (member for member in members if member is not type(None))
     assert kind in (bool, int, float, str), f"{field.name}: {hint}"
     return kind, len(members) == 2

@@ -1,4 +1,4 @@
-"""Decoding of CTC outputs: best path and prefix beam search.
+"""Decoding of CTC outputs: best path, prefix beam search, and the times of a hypothesis.
 
 Shape letters: B batch, T encoder frames, V vocab.
 
@@ -7,7 +7,7 @@ Source:
     (arXiv:1408.2873), Algorithm 1, in log space.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,52 @@ def beam_decode(
         list(_best_prefix(frames, blank_id, beam_size))
         for frames in _valid_frames(log_probs, num_frames, blank_id)
     ]
+
+
+def align(log_probs: Array, ids: Sequence[int], blank_id: int = 0) -> list[tuple[int, int]]:
+    """Find when each id of a hypothesis is said, on the best path of frames that collapses to it.
+
+    Args:
+        log_probs: (T, V), one utterance.
+        ids: The hypothesis, without blanks.
+        blank_id: The blank's id.
+
+    Returns:
+        First frame and end of each id. Of equal paths that which stays longest in a symbol wins.
+
+    Raises:
+        ValueError: If there are fewer frames than the ids need.
+    """
+    if not ids:
+        return []
+    labels = np.full(2 * len(ids) + 1, blank_id)  # blanks around the ids, each of which may be left
+    labels[1::2] = ids
+    may_skip = np.zeros(len(labels), dtype=bool)
+    may_skip[3::2] = labels[3::2] != labels[1:-2:2]  # a repeat needs the blank between
+
+    emitted = log_probs[:, labels]
+    scores = np.full(len(labels), -np.inf)
+    scores[:2] = emitted[0, :2]
+    moves = np.zeros(emitted.shape, dtype=np.int64)  # by how many states each was entered
+    for frame in range(1, len(emitted)):
+        step = np.concatenate([[-np.inf], scores[:-1]])
+        skip = np.where(may_skip, np.concatenate([[-np.inf] * 2, scores[:-2]]), -np.inf)
+        ways = np.stack([scores, step, skip])
+        moves[frame] = ways.argmax(0)
+        scores = ways.max(0) + emitted[frame]
+
+    state = len(labels) - 1 - int(scores[-2] >= scores[-1])
+    if scores[state] == -np.inf:
+        raise ValueError(f"{len(log_probs)} frames can't align {len(ids)} tokens")
+    states = [state]
+    for frame in range(len(emitted) - 1, 0, -1):
+        states.append(states[-1] - int(moves[frame, states[-1]]))
+    path = np.array(states[::-1])
+    spans = []
+    for place in range(1, len(labels), 2):
+        frames = (path == place).nonzero()[0]
+        spans.append((int(frames[0]), int(frames[-1]) + 1))
+    return spans
 
 
 def _valid_frames(log_probs: Tensor, num_frames: Tensor | None, blank_id: int) -> Iterator[Array]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.ctc import beam_decode, greedy_decode
+from models.ctc import align, beam_decode, greedy_decode
 
 
 def random_log_probs(*shape: int, seed: int = 0, scale: float = 2.0) -> Tensor:
@@ -130,3 +130,41 @@ def test_decode_of_nan_raises_where_it_is_valid(decode):
 def test_beam_decode_with_no_beam_raises():
     with pytest.raises(ValueError, match="beam_size is 0; use at least 1"):
         beam_decode(random_log_probs(1, 3, 4), beam_size=0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_align_equals_torchaudios_forced_alignment(seed):
+    torchaudio = pytest.importorskip("torchaudio")
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = (2 * torch.randn(1, 30, 5, generator=generator)).log_softmax(-1)
+    ids = torch.randint(1, 5, (1, 2 + seed % 9), generator=generator, dtype=torch.int32)
+    path, _ = torchaudio.functional.forced_align(log_probs, ids, blank=0)
+    expected, previous = [], 0
+    for frame, label in enumerate(path[0].tolist()):
+        if label and label == previous:
+            expected[-1] = (expected[-1][0], frame + 1)
+        elif label:
+            expected.append((frame, frame + 1))
+        previous = label
+    assert align(log_probs[0].double().numpy(), ids[0].tolist()) == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_align_of_the_greedy_hypothesis_is_the_best_path(seed):
+    log_probs = torch.randn(1, 25, 4, generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
+    (ids,) = greedy_decode(log_probs)
+    best = log_probs[0].argmax(-1).tolist()
+    spans = align(log_probs[0].double().numpy(), ids)
+    assert [best[start:stop] for start, stop in spans] == [
+        [token] * (stop - start) for token, (start, stop) in zip(ids, spans, strict=True)
+    ]
+    inside = {frame for start, stop in spans for frame in range(start, stop)}
+    assert all(best[frame] == 0 for frame in range(25) if frame not in inside)
+
+
+def test_align_of_nothing_is_nothing_and_of_too_much_is_refused():
+    log_probs = torch.randn(3, 4).log_softmax(-1).double().numpy()
+    assert align(log_probs, []) == []
+    assert align(log_probs, [1, 2, 1]) == [(0, 1), (1, 2), (2, 3)]
+    with pytest.raises(ValueError, match="3 frames can't align 3 tokens"):
+        align(log_probs, [1, 1, 2])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from models.ctc import beam_decode, greedy_decode
+from models.ctc import align, beam_decode, greedy_decode
 from models.device import send
 from models.draw import Draw
 from models.dropout import set_fast_dropout
@@ -23,6 +23,7 @@ from models.family import SpeechModel
 from models.search import GREEDY, Search
 from models.spec_augment import SpecAugment
 from models.training.graphed_models import GraphedCTC, GraphedSeq2Seq
+from models.transcription import Span
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -105,6 +106,12 @@ class Task(Protocol):
         """Return the ids of the best hypothesis of each utterance."""
         ...
 
+    def spans(
+        self, inputs: Sequence[Tensor], hypotheses: Sequence[Sequence[int]]
+    ) -> list[list[Span]] | None:
+        """Return start and end of each id in seconds; None where the model does not tell."""
+        ...
+
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
         """Say why an utterance can't be trained on, or return None."""
         ...
@@ -141,8 +148,9 @@ class CTCTask(_PrecisionMixin):
 
     Args:
         model: A family's CTC model: it has a ``feature_encoder``, and the methods ``features``,
-            ``num_frames``, ``logits``, ``logits_from_features`` and, for graphs, ``masked_logits``
-            of ``models.wav2vec2.Wav2Vec2``. Its parameters stay in float32.
+            ``num_frames``, ``logits``, ``logits_from_features`` and, for graphs, ``masked_logits``,
+            and the property ``frame_seconds``, of ``models.wav2vec2.Wav2Vec2``. Its parameters stay
+            in float32.
         blank_id: Id of the CTC blank.
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
         fast: Whether batches are packed, dropout is fast and, on CUDA, training steps on features
@@ -204,6 +212,20 @@ class CTCTask(_PrecisionMixin):
         if search.is_greedy:
             return greedy_decode(log_probs, num_frames, self.blank_id)
         return beam_decode(log_probs, num_frames, self.blank_id, **search.settings())
+
+    @torch.inference_mode()
+    def spans(
+        self, inputs: Sequence[Tensor], hypotheses: Sequence[Sequence[int]]
+    ) -> list[list[Span]]:
+        """Return start and end of each id on the best path of its hypothesis."""
+        logits, num_frames = self._logits(inputs)
+        log_probs = at_least_float32(logits).log_softmax(-1).double().cpu().numpy()
+        seconds = self.model.frame_seconds
+        aligned = [
+            align(frames[:length], ids, self.blank_id)
+            for frames, length, ids in zip(log_probs, num_frames.tolist(), hypotheses, strict=True)
+        ]
+        return [[(seconds * start, seconds * end) for start, end in spans] for spans in aligned]
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
         """Say so where there are fewer frames than CTC needs for ``target``."""
@@ -345,6 +367,9 @@ class Seq2SeqTask(_PrecisionMixin):
         log_mel = send(torch.stack(list(inputs)), self._device)
         with self._autocast():
             return self._generate(log_mel, search.settings())
+
+    def spans(self, inputs: Sequence[Tensor], hypotheses: Sequence[Sequence[int]]) -> None:
+        """Return None: a decoder's tokens have no place in time."""
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
         """Say so where the target is longer than the decoder's positions."""

@@ -192,6 +192,11 @@ class Wav2Vec2(SpeechModel):
         return num_samples
 
     @property
+    def frame_seconds(self) -> float:
+        """Seconds from one encoder frame to the next, of audio at 16 kHz."""
+        return math.prod(self.config.conv_strides) / 16000
+
+    @property
     def min_samples(self) -> int:
         """Samples of the shortest waveform that has one frame (400 in every released model)."""
         samples = 1
