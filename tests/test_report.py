@@ -8,7 +8,7 @@ import pytest
 from matplotlib import image
 
 from pruning.report.__main__ import main
-from pruning.report.groups import build_groups, layer_and_role
+from pruning.report.groups import build_groups, layer_and_role, mask_drift
 from pruning.report.records import dump_runs, load_records, load_runs
 from pruning.report.words import p_value
 from tests.run_folders import write_run
@@ -210,6 +210,30 @@ def test_weights_of_a_teacher_are_in_a_label_where_taught_runs_differ_in_them(
     (group,) = build_groups(load_records([tmp_path]))
     labels = ["MPI", "MPI, teacher self", "MPI, teacher self, temperature 1"]
     assert group.labels == labels
+
+
+def _drift(events: list[tuple[float, int, int, float, float]]) -> list[tuple[float, float]]:
+    """Overlaps of a run of 1000 weights, of re-prunes: sparsity, pruned, revived, overlaps."""
+    names = ("sparsity", "newly_pruned", "revived", "iou_first", "iou_previous")
+    reprunes = [{"step": 1, "threshold": 0.1} | dict(zip(names, e, strict=True)) for e in events]
+    record = {"curves": {"reprune": reprunes}, "results": {"tensors": {"a": {"size": 1000}}}}
+    return [(drift.first, drift.previous) for drift in mask_drift(record)]
+
+
+def test_a_mask_that_only_grew_sparser_overlaps_with_the_first_in_full() -> None:
+    # PARP-P from 0.35 to 0.7: 650 weights are kept at first, 400 and 300 of those later.
+    grown = [(0.6, 250, 0, 400 / 650, 400 / 650), (0.7, 100, 0, 300 / 650, 300 / 400)]
+    assert np.allclose(_drift(grown), 1.0)
+
+
+def test_weights_that_came_back_lower_the_overlap_with_the_first_mask() -> None:
+    # 650 kept, then 300 of which 10 are new: they share 290 and keep 660 together.
+    moved = [(0.7, 360, 10, 290 / 660, 290 / 660)]
+    assert _drift(moved)[0][0] == pytest.approx(290 / 660 / (300 / 650))
+
+
+def test_overlap_of_equal_masks_is_the_intersection_over_union() -> None:
+    assert _drift([(0.5, 20, 20, 480 / 520, 480 / 520)]) == [(480 / 520, 480 / 520)]
 
 
 def test_rows_of_a_ladder_name_what_differs_and_leave_out_defaults(tmp_path: Path) -> None:

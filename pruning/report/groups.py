@@ -309,6 +309,59 @@ def layer_and_role(name: str) -> tuple[str, str]:
     return f"{match[1] or 'layer'} {match[2]}", match[3]
 
 
+@dataclass(frozen=True)
+class Drift:
+    """What a re-prune did to a mask.
+
+    Attributes:
+        step: Optimizer step.
+        revived: Weights that came back.
+        size: Weights in scope.
+        threshold: Magnitude of the largest weight that was dropped.
+        first: Overlap with the first mask of the stage, see :func:`mask_drift`.
+        previous: The same with the mask before.
+    """
+
+    step: int
+    revived: int
+    size: int
+    threshold: float
+    first: float
+    previous: float
+
+
+def mask_drift(record: Record) -> list[Drift]:
+    """Return what each re-prune of a run did.
+
+    Overlaps are intersections over unions of the kept weights, divided by what they are at most:
+    with a of the weights kept by the one mask and b < a by the other, b / a, where the smaller set
+    lies in the larger. So a mask that has only grown sparser overlaps by 1 with the first.
+    """
+    size = sum(tensor["size"] for tensor in record["results"]["tensors"].values())
+    drifts = []
+    kept_first = 0
+    for number, event in enumerate(record["curves"]["reprune"]):
+        kept = size - round(event["sparsity"] * size)
+        kept_before = kept + event["newly_pruned"] - event["revived"]
+        kept_first = kept_first if number else kept_before
+        drifts.append(
+            Drift(
+                event["step"],
+                event["revived"],
+                size,
+                event["threshold"],
+                first=_of_nested(event["iou_first"], kept, kept_first),
+                previous=_of_nested(event["iou_previous"], kept, kept_before),
+            )
+        )
+    return drifts
+
+
+def _of_nested(iou: float, kept: int, other: int) -> float:
+    """Divide the overlap of two masks by what masks that keep so many may have at most."""
+    return iou * max(kept, other) / min(kept, other)
+
+
 def pair_runs(first: Cell, second: Cell) -> list[tuple[Record, Record]]:
     """Return the runs of two cells seed by seed, for the seeds that both have."""
     others = {_seed(record): record for record in second.runs}

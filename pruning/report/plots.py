@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.intervals import Estimate
-from pruning.report.groups import Cell, Group, overlap, pair_runs
+from pruning.report.groups import Cell, Group, mask_drift, overlap, pair_runs
 from pruning.report.records import Runs
 from pruning.report.words import whole_percent
 
@@ -287,25 +287,23 @@ def _heat_maps(
 
 
 def _revival(group: Group, runs: Runs) -> tuple[str, Any] | None:
-    cells = [cell for cell in group.middle if cell.runs[0]["curves"]["reprune"]]
-    if not cells:
+    drifts = {cell.label: mask_drift(cell.runs[0]) for cell in group.middle}
+    drifts = {label: found for label, found in drifts.items() if found}
+    if not drifts:
         return None
     figure, ((left, right),) = _figure(10.5, 4.0, 1, 2)
     styles = _styles(group)
 
-    for place, cell in enumerate(cells):
-        record = cell.runs[0]
-        events = record["curves"]["reprune"]
-        size = sum(tensor["size"] for tensor in record["results"]["tensors"].values())
-        steps = [event["step"] for event in events]
-        width = 4.0 - 3.0 * place / len(cells)  # lines may coincide
-        style = styles[cell.label] | {"markersize": 3, "linewidth": width}
-        left.plot(steps, [100 * event["revived"] / size for event in events], **style)
-        right.plot(steps, [event["iou_first"] for event in events], **style)
+    for place, (label, found) in enumerate(drifts.items()):
+        steps = [drift.step for drift in found]
+        width = 4.0 - 3.0 * place / len(drifts)  # lines may coincide
+        style = styles[label] | {"markersize": 3, "linewidth": width}
+        left.plot(steps, [100 * drift.revived / drift.size for drift in found], **style)
+        right.plot(steps, [drift.first for drift in found], **style)
 
     _finish(left, "Revived at each re-prune", "optimizer step", "weights in scope (%)")
-    _finish(right, "Overlap with the first mask", "optimizer step", "intersection over union")
-    title = f"{group.title}: sparsity {whole_percent(cells[0].sparsity)} %, lowest seed"
+    _finish(right, "Overlap with the first mask", "optimizer step", "share of the possible")
+    title = f"{group.title}: sparsity {whole_percent(group.middle[0].sparsity)} %, lowest seed"
     figure.suptitle(title, fontsize=10)
     left.set_ylim(bottom=0)
     _legend(figure, left)

@@ -11,6 +11,7 @@ from pruning.report.groups import (
     Group,
     difference_of,
     layer_and_role,
+    mask_drift,
     overlap,
     pair_runs,
 )
@@ -400,23 +401,22 @@ def _zeros(group: Group) -> list[str]:
 def _revival(group: Group) -> list[str]:
     rows = []
     for cell in group.cells:
-        record = cell.runs[0]
-        events = record["curves"]["reprune"]
-        if events:
-            size = sum(tensor["size"] for tensor in record["results"]["tensors"].values())
-            moments = (events[0], events[len(events) // 2], events[-1])
-            rows.append(
-                (
-                    cell.label,
-                    whole_percent(cell.sparsity),
-                    f"{len(events)}",
-                    *(f"{event['revived']:,}" for event in moments),
-                    f"{sum(event['revived'] for event in events) / size:.4%}",
-                    f"{events[0]['threshold']:.3g} to {events[-1]['threshold']:.3g}",
-                    f"{events[-1]['iou_first']:.4f}",
-                    f"{events[-1]['iou_previous']:.4f}",
-                )
+        drifts = mask_drift(cell.runs[0])
+        if not drifts:
+            continue
+        moments = (drifts[0], drifts[len(drifts) // 2], drifts[-1])
+        rows.append(
+            (
+                cell.label,
+                whole_percent(cell.sparsity),
+                f"{len(drifts)}",
+                *(f"{drift.revived:,}" for drift in moments),
+                percent(sum(drift.revived for drift in drifts) / drifts[0].size, 4),
+                f"{drifts[0].threshold:.3g} to {drifts[-1].threshold:.3g}",
+                f"{drifts[-1].first:.4f}",
+                f"{drifts[-1].previous:.4f}",
             )
+        )
 
     header = (
         "method",
@@ -425,12 +425,15 @@ def _revival(group: Group) -> list[str]:
         "revived at the first",
         "at the middle one",
         "at the last",
-        "all together, of the scope",
+        "all together, % of the scope",
         "threshold, first to last",
         "overlap with the first mask",
         "with the one before",
     )
-    note = "Weights that a re-prune let back in, of the lowest seed; overlaps are of the last one."
+    note = (
+        "Weights that a re-prune let back in, of the lowest seed; overlaps are of the last one, as "
+        "shares of what masks of the two sparsities can have at most: 1 where none came back."
+    )
 
     return ["### Revival\n", note + "\n", table(header, rows)] if rows else []
 
