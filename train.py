@@ -48,6 +48,9 @@ BATCH_SEEDS = 1 << 32  # of a run: more than it has batches
 
 def fit(run: Run) -> bool:
     """Train to the last step: the loop. Return False where it was interrupted, its state saved."""
+    if not run.steps:
+        prune_untrained(run)
+        return True
     run.checkpoint.model.train()
     bar = tqdm(total=run.steps, initial=run.step, desc=run.schedule.stage_name, disable=None)
     with interrupts() as interrupted, bar:
@@ -81,6 +84,14 @@ def fit(run: Run) -> bool:
                     save(run, "last.pt", snapshot)
                 return False
         return not run.world.any(bool(interrupted))
+
+
+def prune_untrained(run: Run) -> None:
+    """Do what follows the last step, where there is none: the last prune, and the scores."""
+    reprune = run.schedule.finish(run.params, 0)
+    if reprune is not None:
+        run.log.write("reprune", run.schedule.stage, 0, asdict(reprune))
+    score_and_save(run)
 
 
 def fit_stages(run: Run) -> bool:

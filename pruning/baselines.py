@@ -114,8 +114,9 @@ class IterativePruning(MagnitudePruning):
 
     def stage_steps(self, stage: int, full_steps: int) -> int:
         """Return ``round_steps`` for a round."""
-        is_final = stage == len(self.stages) - 1
-        return full_steps if is_final else self.options.round_steps or full_steps
+        is_round = stage < len(self.stages) - 1
+        given = self.options.round_steps if is_round and full_steps else None
+        return full_steps if given is None else given
 
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Return no masks for round 1, then those of the round before, 10 % sparser each."""

@@ -80,7 +80,7 @@ class PARP(Schedule):
 
     def finish(self, params: Params, step: int) -> Reprune | None:
         """Re-prune for good, unless step number ``step`` has just done it."""
-        return None if self.prunes_at(step) else self._reprune(params, step)
+        return None if step and self.prunes_at(step) else self._reprune(params, step)
 
     def _reprune(self, params: Params, step: int) -> Reprune:
         sparsity = self.sparsity_at(step)
@@ -127,16 +127,17 @@ class ProgressivePARP(PARP):
         """Return the sparsity on its way after ``step``."""
         target, start = self.options.sparsity, self.options.start_sparsity
         start = target / 2 if start is None else start
-        progress = step / (self.options.grow_until * self.num_steps)
-        if progress >= 1.0:
+        rising = self.options.grow_until * self.num_steps
+        if step >= rising:
             return target
+        progress = step / rising
         risen = progress if self.options.growth == "linear" else 1.0 - (1.0 - progress) ** 3
         return min(target, start + (target - start) * risen)
 
     def finish(self, params: Params, step: int) -> Reprune | None:
         """Re-prune to the target, unless step number ``step`` has just done it."""
         reached = self.sparsity_at(step) == self.options.sparsity
-        if self.prunes_at(step) and reached:
+        if step and self.prunes_at(step) and reached:
             return None
         return self._reprune(params, self.num_steps)
 
@@ -189,7 +190,7 @@ class CooldownPARP(PARP):
     @property
     def last_prune(self) -> int:
         """Step after which the final mask is made and held."""
-        return max(1, round((1.0 - self.cooldown) * self.num_steps))
+        return min(self.num_steps, max(1, round((1.0 - self.cooldown) * self.num_steps)))
 
     def prunes_at(self, step: int) -> bool:
         """Say so as PARP until the cool-down begins, and when it begins."""
@@ -203,8 +204,8 @@ class CooldownPARP(PARP):
         return None
 
     def finish(self, params: Params, step: int) -> Reprune | None:
-        """Do nothing: the cool-down has begun with the final mask."""
-        return None
+        """Do nothing, unless no step has been taken: the cool-down began with the final mask."""
+        return None if step else super().finish(params, step)
 
 
 class LatentPARP(CooldownPARP):

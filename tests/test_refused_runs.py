@@ -62,6 +62,11 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda _: ["--teacher", "self", "--method", "gmp", "--dense-share", "0.1"],
         "the dense phase has none of",
     ),
+    "nothing to teach in": (
+        lambda tmp_path: ["--teacher", str(tmp_path), "--steps", "0"],
+        "--teacher teaches nothing in 0 steps",
+    ),
+    "negative steps": (lambda _: ["--steps", "-1"], "--steps is -1: give 0"),
     "mixed precision": (lambda _: ["--precision", "fp16"], "fp16 needs a CUDA device"),
     "subwords": (
         lambda _: ["--target", "subword", "--subword-vocab", "9000"],

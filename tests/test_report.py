@@ -1,4 +1,5 @@
 import csv
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,16 @@ def test_rows_of_a_ladder_name_what_differs_and_leave_out_defaults(tmp_path: Pat
         "GMP, hold 0.5, latent",
     ]
     assert group.varied == ["hold", "latent", "score"]
+
+
+def test_rows_without_training_are_one_shot(tmp_path: Path) -> None:
+    for steps in (0, 200):
+        path = write_run(tmp_path / "runs" / str(steps), "omp", steps=steps) / "results.json"
+        results = json.loads(path.read_text())
+        path.write_text(json.dumps(results | {"steps": steps}))
+    (group,) = build_groups(load_records([tmp_path]))
+    assert group.labels == ["OMP, one-shot", "OMP, steps 200"]
+    assert "one-shot rows have none" in _page(tmp_path)
 
 
 def test_table_of_options_says_what_each_row_was_trained_with(tmp_path: Path) -> None:

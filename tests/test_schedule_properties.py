@@ -285,6 +285,28 @@ def test_scored_model_has_the_target_sparsity_at_any_step(method: str) -> None:
             assert measured_sparsity(fit.params) == pytest.approx(0.6, abs=0.005)
 
 
+@pytest.mark.parametrize("method", PRUNING)
+def test_without_a_step_the_initial_weights_are_pruned_to_the_target(method: str) -> None:
+    schedule = _build(method, 0.4)
+    fit = _Fit(schedule)
+    torch.manual_seed(fit.seed)
+    initial = dict(nn.Linear(8, 12).double().named_parameters())["weight"]
+    previous = None
+    for stage in range(len(schedule.stages)):
+        torch.manual_seed(fit.seed)
+        fresh = nn.Linear(8, 12).double()
+        params = dict(fresh.named_parameters())
+        schedule.start(params, schedule.stage_steps(stage, 0), stage, previous)
+        schedule.finish(params, 0)
+        with schedule.pruned(params):
+            previous = {name: param.detach().clone() for name, param in params.items()}
+    assert previous is not None
+    kept = previous["weight"] != 0
+    dropped = sum(int((weight == 0).sum()) for weight in previous.values())
+    assert dropped == round(0.4 * sum(weight.numel() for weight in previous.values()))
+    assert torch.equal(previous["weight"][kept], initial[kept])
+
+
 @pytest.mark.parametrize("method", SCHEDULES)
 def test_parameter_objects_stay_for_the_optimizer(method: str) -> None:
     fit = _Fit(_build(method))

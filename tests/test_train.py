@@ -58,6 +58,23 @@ def test_results_hold_every_key_of_the_contract(parp_run: Path) -> None:
     assert results["dev"]["split"] == "dev"
 
 
+def test_no_steps_prune_and_score_the_initial_weights(
+    parp_run: Path, small_corpus: Path, tmp_path: Path
+) -> None:
+    flags = ("--method", "gmp", "--sparsity", "0.8", "--init", str(parp_run / "best.pt"))
+    assert _run(small_corpus, tmp_path / "run", *flags, steps=0) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["steps"] == results["cost"]["steps"] == results["best_step"] == 0
+    before, after = _weights(parp_run / "best.pt"), _weights(tmp_path / "run" / "best.pt")
+    masks = load_masks(tmp_path / "run" / "masks.pt").masks
+    assert sum(int((~mask).sum()) for mask in masks.values()) == round(
+        0.8 * sum(mask.numel() for mask in masks.values())
+    )
+    expected = {n: w * masks[n] if n in masks else w for n, w in before.items()}
+    _assert_equal(expected, after)
+    assert _events(tmp_path / "run", "train") == []
+
+
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
 def test_saved_model_has_exactly_the_reported_zeros(parp_run: Path, name: str) -> None:
     checkpoint = load_checkpoint(parp_run / name)

@@ -32,7 +32,9 @@ class FitOptions:
     Every field is a flag of train.py; those of a recipe default to it.
     """
 
-    steps: int | None = option("optimizer steps, in place of --epochs", None, positive=True)
+    steps: int | None = option(
+        "optimizer steps, in place of --epochs; 0 prunes and scores without training", None
+    )
     epochs: float | None = option(f"passes over train; {defaults_of('epochs')}", None, None, True)
     lr: float | None = option(f"peak learning rate; {defaults_of('lr')}", None, None, True)
     head_lr: float | None = option(f"of a new head; {defaults_of('head_lr')}", None, None, True)
@@ -83,7 +85,9 @@ def recipe_of(model_name: str, target: str, options: FitOptions) -> Recipe:
     Raises:
         ValueError: If options exclude each other or are out of range.
     """
-    if options.steps and options.epochs:
+    if options.steps is not None and options.steps < 0:
+        raise ValueError(f"--steps is {options.steps}: give 0, to train nothing, or more")
+    if options.steps is not None and options.epochs:
         raise ValueError("--steps and --epochs exclude each other: give one of them")
     family = family_of(model_name)
     if options.freeze not in (None, "none", *family.freezable):

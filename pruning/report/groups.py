@@ -219,6 +219,9 @@ def _label(record: Record, mates: Sequence[Record], told: Told) -> str:
     method = record["results"]["method"]
     options = told[record["name"]]
     words = [METHOD_NAMES.get(method, method)]
+    if record["results"]["steps"] == 0:
+        words.append("not trained" if method == "dense" else "one-shot")
+        options = {name: value for name, value in options.items() if name != "steps"}
     for name in _varied(mates, told):
         if name in options and options[name] != default_of(name, method):
             words.append(describe_option(name, options[name], _values(mates, name, told)))

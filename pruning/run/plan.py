@@ -102,6 +102,8 @@ def _check_pruning(options: TrainOptions, method: str, schedule: Schedule) -> No
 
 
 def _check_teacher(options: TrainOptions, method: str, schedule: Schedule, out: Path) -> None:
+    if options.teacher and options.steps == 0:
+        raise ValueError("--teacher teaches nothing in 0 steps: give more, or leave it out")
     if options.teacher == SELF and not schedule.has_dense_phase:
         raise ValueError(
             f"--teacher self is not for {method}, which has no dense phase before its end: give a "

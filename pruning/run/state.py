@@ -88,7 +88,8 @@ def build_run(plan: Plan) -> Run:
     train, targets = _usable_targets(plan, checkpoint, task)
     sampler = batch_sampler(train, checkpoint.frontend, recipe.batch_seconds, plan.options.seed)
     steps_per_epoch = math.ceil(sampler.count_batches(1) / plan.options.grad_accum)
-    steps = plan.options.steps or math.ceil(recipe.epochs * steps_per_epoch)
+    steps = plan.options.steps
+    steps = math.ceil(recipe.epochs * steps_per_epoch) if steps is None else steps
     checkpoint.run = replace(checkpoint.run, steps=steps)
 
     pattern = checkpoint.run.scope_pattern
