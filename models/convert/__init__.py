@@ -4,12 +4,13 @@
 ``find_weights`` are the same from Python.
 """
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
 
 from data.files import read_json
-from models import FAMILIES, PRESETS
+from models import FAMILIES, PRESETS, add_preset
 from models.archive import read_archive
 from models.checkpoint import Checkpoint, build_checkpoint, is_checkpoint
 from models.convert.hf import from_hf, load_hf
@@ -22,7 +23,7 @@ from models.weights import refuse_not_finite
 
 WRONG_FILE = "it is damaged, or neither a checkpoint of ours nor weights of a known format"
 
-__all__ = ["find_weights", "from_hf", "load_initial", "load_weights", "to_hf"]
+__all__ = ["find_weights", "from_hf", "know_model", "load_initial", "load_weights", "to_hf"]
 
 
 def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
@@ -72,6 +73,28 @@ def _load_foreign(path: Path, content: Any) -> Checkpoint:
         f"no weights at {path}: looked for a checkpoint file of ours, a Hugging Face folder "
         f"(config.json with a model_type) or a weight file in one, and {others}"
     )
+
+
+def know_model(model_name: str) -> bool:
+    """Make ``model_name`` one that can be built, where it names weights and not a preset.
+
+    Returns:
+        Whether it names weights; they are what training then begins with.
+
+    Raises:
+        ValueError: If it names neither, or the weights cannot be read.
+    """
+    if model_name in PRESETS:
+        return False
+    if not os.path.exists(model_name) and not HUB_ID.fullmatch(model_name):
+        near = difflib.get_close_matches(model_name, PRESETS, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(
+            f"--model {model_name!r} is unknown: {meant}Give one of {', '.join(PRESETS)}, or "
+            "weights of any size: a file, a folder, or a hub name OWNER/NAME"
+        )
+    add_preset(model_name, load_weights(model_name).model)
+    return True
 
 
 def load_initial(model_name: str, init: str) -> tuple[Checkpoint, str]:

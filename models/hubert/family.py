@@ -7,6 +7,8 @@ from models.hubert.model import Hubert, HubertConfig
 from models.wav2vec2 import family as wav2vec2
 from models.wav2vec2 import hugging_face
 
+XLARGE = wav2vec2.PRE_NORM | {"d_model": 1280, "num_layers": 48, "num_heads": 16, "ffn_dim": 5120}
+
 HUGGING_FACE = replace(
     hugging_face.HUGGING_FACE,
     model_type="hubert",
@@ -24,6 +26,7 @@ FAMILY = replace(
     presets={
         "hubert": Preset(hub_id="facebook/hubert-base-ls960"),
         "hubert-large": Preset(wav2vec2.LARGE, "facebook/hubert-large-ll60k"),
+        "hubert-xlarge": Preset(XLARGE, "facebook/hubert-xlarge-ll60k"),
         "hubert-demo": Preset(wav2vec2.DEMO, recipe=wav2vec2.DEMO_RECIPE),
     },
     hugging_face=HUGGING_FACE,

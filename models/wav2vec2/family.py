@@ -16,15 +16,9 @@ from models.wav2vec2.other_formats import (
     load_torchaudio,
 )
 
-LARGE = {
-    "conv_norm": "layer",
-    "conv_bias": True,
-    "norm_first": True,
-    "d_model": 1024,
-    "num_layers": 24,
-    "num_heads": 16,
-    "ffn_dim": 4096,
-}
+LARGE_SIZES = {"d_model": 1024, "num_layers": 24, "num_heads": 16, "ffn_dim": 4096}
+PRE_NORM = {"conv_norm": "layer", "conv_bias": True, "norm_first": True}
+LARGE = PRE_NORM | LARGE_SIZES
 DEMO = {
     "conv_dims": (32, 32, 48, 64, 64, 96, 96),
     "conv_kernels": (20, 4, 3, 3, 3, 2, 2),
@@ -64,8 +58,10 @@ FAMILY = Family(
     old_config_fields=("padding",),  # how a batch is computed, which is no part of the model
     presets={
         "w2v2": Preset(hub_id="facebook/wav2vec2-base"),
-        "w2v2-large": Preset(LARGE, "facebook/wav2vec2-large-lv60"),
+        "w2v2-large": Preset(LARGE_SIZES, "facebook/wav2vec2-large"),
+        "w2v2-large-lv60": Preset(LARGE, "facebook/wav2vec2-large-lv60"),
         "xlsr-53": Preset(LARGE, "facebook/wav2vec2-large-xlsr-53"),
+        "xls-r-300m": Preset(LARGE, "facebook/wav2vec2-xls-r-300m"),
         "w2v2-demo": Preset(DEMO, recipe=DEMO_RECIPE),
     },
     prune_scopes=PRUNE_SCOPES,

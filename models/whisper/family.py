@@ -20,24 +20,35 @@ from models.whisper.hugging_face import HUGGING_FACE
 from models.whisper.model import PRUNE_SCOPES, Whisper
 from models.whisper.openai import is_openai, load_openai
 
-BASE = {
-    "d_model": 512,
-    "encoder_layers": 6,
-    "decoder_layers": 6,
-    "encoder_heads": 8,
-    "decoder_heads": 8,
-    "encoder_ffn_dim": 2048,
-    "decoder_ffn_dim": 2048,
+
+def _size(d_model: int, layers: int, decoder_layers: int | None = None) -> dict[str, int]:
+    """Return the fields of a published size: heads of 64, and four times the width inside."""
+    sides = {"encoder": layers, "decoder": decoder_layers or layers}
+    config = {"d_model": d_model}
+    for side, num_layers in sides.items():
+        config[f"{side}_layers"] = num_layers
+        config[f"{side}_heads"] = d_model // 64
+        config[f"{side}_ffn_dim"] = 4 * d_model
+    return config
+
+
+SIZES = {
+    "tiny": _size(384, 4),
+    "base": _size(512, 6),
+    "small": _size(768, 12),
+    "medium": _size(1024, 24),
+    "large": _size(1280, 32),
 }
-SMALL = {
-    "d_model": 768,
-    "encoder_layers": 12,
-    "decoder_layers": 12,
-    "encoder_heads": 12,
-    "decoder_heads": 12,
-    "encoder_ffn_dim": 3072,
-    "decoder_ffn_dim": 3072,
+V3 = {"num_mels": 128, "vocab_size": 51866}
+PUBLISHED = {
+    **SIZES,
+    **{f"{name}.en": SIZES[name] | {"vocab_size": 51864} for name in SIZES if name != "large"},
+    "large-v2": SIZES["large"],
+    "large-v3": SIZES["large"] | V3,
+    "large-v3-turbo": _size(1280, 32, decoder_layers=4) | V3,
 }
+"""Config fields by the name that openai gave each size; a further one is a line."""
+
 DEMO = {
     "d_model": 96,
     "encoder_layers": 2,
@@ -111,9 +122,10 @@ FAMILY = Family(
     model=Whisper,
     config=WhisperConfig,
     presets={
-        "whisper-tiny": Preset(hub_id="openai/whisper-tiny"),
-        "whisper-base": Preset(BASE, "openai/whisper-base"),
-        "whisper-small": Preset(SMALL, "openai/whisper-small"),
+        **{
+            f"whisper-{name}": Preset(config, f"openai/whisper-{name}")
+            for name, config in PUBLISHED.items()
+        },
         "whisper-demo": Preset(DEMO),
     },
     prune_scopes=PRUNE_SCOPES,

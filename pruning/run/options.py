@@ -20,7 +20,10 @@ CHANGES_NOTHING = ("cache", "log_every")  # options that leave the results as th
 class TrainOptions(DataOptions, FitOptions, DistillOptions, PruneOptions):
     """The run."""
 
-    model: str = option("architecture", choices=tuple(MODEL_NAMES))
+    model: str = option(
+        f"{', '.join(MODEL_NAMES)}; or weights of any other size, as --init takes them, which are "
+        "then what training begins with"
+    )
     method: str | None = option(
         "when to prune; without it parp, or dense at sparsity 0", None, choices=tuple(SCHEDULES)
     )

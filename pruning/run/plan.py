@@ -1,7 +1,7 @@
 """A run before it begins: everything resolved and checked once, and the weights to begin with."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from data.targets import labels_of, target_text
 from data.utterance import Wanted
 from models import PRESETS, family_of
 from models.checkpoint import Checkpoint
-from models.convert import find_weights, load_initial
+from models.convert import find_weights, know_model, load_initial
 from models.device import World, join_world, resolve_device, resolve_precision
 from models.facts import RunFacts
 from models.family import Recipe
@@ -66,6 +66,8 @@ def make_plan(options: TrainOptions) -> Plan:
         ValueError: If options are out of range or do not go together, or corpus or weights are
             missing; then the message names both.
     """
+    if know_model(options.model) and options.init == "auto":
+        options = replace(options, init=options.model)
     method = method_of(options)
     schedule = build_schedule(method, options)
     recipe = recipe_of(options.model, options.target, options)
@@ -79,7 +81,8 @@ def make_plan(options: TrainOptions) -> Plan:
     world = join_world(device)
 
     # A generated name holds the time, on which processes have to agree.
-    name = f"{options.model}-{options.target}-{method}-{options.sparsity:g}-seed{options.seed}"
+    model = options.model.strip("/").replace("/", "-")
+    name = f"{model}-{options.target}-{method}-{options.sparsity:g}-seed{options.seed}"
     out, last = world.gather([locate_run(options.out, options.resume, name)])[0]
     return Plan(
         options=options,
