@@ -29,9 +29,10 @@ from models.draw import Draw
 from models.training.distill import SELF, find_teacher
 from pruning.interface import Reprune, Snapshot
 from pruning.run.calibration import collect_inputs
-from pruning.run.options import TrainOptions, default_options, recorded_options
+from pruning.run.options import TrainOptions, as_recorded_now, recorded_options
 from pruning.run.plan import Plan, check_corpus, make_plan
 from pruning.run.results import final_report, score_run
+from pruning.run.stages import Stage, finished_stage, save_stage
 from pruning.run.state import (
     Run,
     build_run,
@@ -41,7 +42,7 @@ from pruning.run.state import (
     save,
 )
 from pruning.run.teacher import learn_from, teach_itself
-from pruning.stages import Stage, finished_stage, save_stage
+from pruning.schedules import prunes
 
 BATCH_SEEDS = 1 << 32  # of a run: more than it has batches
 
@@ -101,8 +102,7 @@ def fit_stages(run: Run) -> bool:
         is_last = name == run.schedule.stages[-1]
         stage = None
         if not is_last:
-            options = asdict(run.options) | recorded_options(run.options)
-            stage = finished_stage(run.out, name, options, default_options())
+            stage = finished_stage(run.out, run.schedule, run.options)
         if stage is None:
             if not fit(run):
                 return False
@@ -252,9 +252,12 @@ def train(options: TrainOptions) -> int:
     out, writes = plan.out, plan.world.writes
     chosen = recorded_options(options)
     if writes:
-        open_run_folder(out, chosen, options.resume is not None, default_options())
+        open_run_folder(out, chosen, options.resume is not None, as_recorded_now)
         remove_left_overs(out)
     check_corpus(plan)
+    if writes and prunes(plan.method) and not options.sparsity:
+        said = f"{plan.method} prunes nothing at sparsity 0: give --sparsity, 0.6 for 60 percent"
+        print(said, file=sys.stderr)
     if (out / "results.json").is_file():
         print(summary(read_json(out / "results.json")), f"{out} is finished", sep="\n")
         return 0

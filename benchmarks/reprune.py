@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from benchmarks.common import Contender, Report, Row, Settings, alternate
-from pruning.interface import PruneOptions
 from pruning.masks import apply_masks, count_zeros, magnitude_masks
-from pruning.schedules import build_schedule
+from pruning.schedules import AdjustOptions, build_schedule
 
 SPARSITY = 0.6
 ROOT = Path(__file__).parent.parent
@@ -191,7 +190,7 @@ def schedule_item(settings: Settings) -> list[Report]:
     size = SMOKE_SIZE if settings.smoke else BASE_SIZE
     modules = build_modules(size, settings.device)
     params = dict(modules.named_parameters())
-    schedule = build_schedule("parp", PruneOptions(sparsity=SPARSITY, prune_every=1))
+    schedule = build_schedule("parp", AdjustOptions(sparsity=SPARSITY, prune_every=1))
     schedule.start(params, num_steps=1_000_000)
     total = sum(param.numel() for param in params.values())
     zeros, drawn = [], []  # of the pruned model; of the weights as drawn, a few in 85 million

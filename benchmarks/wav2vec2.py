@@ -27,9 +27,8 @@ from benchmarks.training import (
 from models import build_model
 from models.training.tasks import CTCTask
 from models.wav2vec2 import PRUNE_SCOPES, Wav2Vec2
-from pruning.interface import PruneOptions
 from pruning.masks import measured_sparsity
-from pruning.schedules import build_schedule
+from pruning.schedules import AdjustOptions, build_schedule
 from pruning.scope import select_parameters
 
 BLANK, VOCAB_SIZE = 0, 40  # 39 phones and the blank
@@ -234,7 +233,7 @@ def parp_item(settings: Settings, utterances: int, prune_every: int = 50) -> lis
     inputs = [encode(waveform) for waveform in waveforms]
     pruned = copy.deepcopy(dense)
     params = select_parameters(dict(pruned.named_parameters()), PRUNE_SCOPES["encoder"])
-    options = PruneOptions(sparsity=SPARSITY, prune_every=interval)
+    options = AdjustOptions(sparsity=SPARSITY, prune_every=interval)
     schedule = build_schedule("parp", options)
     schedule.start(params, num_steps=1_000_000)
     steps_taken = 0

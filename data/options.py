@@ -3,6 +3,11 @@
 Options are a dataclass whose fields become flags. A field is ``name: type = option(help, ...)``;
 its type is bool, int, float, str (only this with choices), one of the last three ``| None``, or
 ``tuple[str, ...]``; without a default it is required.
+
+Such a class may say more by itself. ``notes`` holds, by field name, what the help of a flag begins
+with. The class method ``unused_options`` takes values by field name and returns, also by field
+name, why an option would change nothing beside them, as "is not for dense". In a field's metadata
+``vital`` says that a run without the option would not be what was asked for.
 """
 
 import argparse
@@ -15,7 +20,7 @@ import re
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -106,6 +111,33 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def with_fields_of(others: Iterable[type]) -> Callable[[type[Options]], type[Options]]:
+    """Return a decorator that adds the fields of some dataclasses to a dataclass.
+
+    What comes out is a subclass of them all, so it can be given where any of them is asked for.
+
+    Raises:
+        TypeError: If two of them, neither of which comes from the other, declare one option.
+    """
+
+    def add(cls: type[Options]) -> type[Options]:
+        distinct = list(dict.fromkeys(others))
+        bases = [c for c in distinct if not any(c is not o and issubclass(o, c) for o in distinct)]
+        joined = types.new_class(cls.__name__, (cls, *(c for c in bases if not issubclass(cls, c))))
+        joined.__module__, joined.__doc__ = cls.__module__, cls.__doc__
+
+        for name in {field.name for base in bases for field in dataclasses.fields(base)}:
+            owners = [c.__name__ for c in joined.__mro__ if name in inspect.get_annotations(c)]
+            if len(owners) > 1:
+                raise TypeError(
+                    f"option {name} is declared by {' and by '.join(owners)}: declare it once, in "
+                    "a class that both come from"
+                )
+        return dataclasses.dataclass(frozen=True, kw_only=True)(joined)
+
+    return add
+
+
 class OptionParser(argparse.ArgumentParser):
     """Argument parser for flags in either spelling, whose errors are one line and exit status 2."""
 
@@ -127,7 +159,8 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
 
     Each help ends with the default. Flags not given leave no attribute in the namespace. In a field
     that may be None the word ``none`` stands for it. Inherited fields are listed after those of
-    ``cls``, each class under the first line of its docstring.
+    ``cls``, each class under the first line of its docstring. The help of a field begins with what
+    ``cls.notes`` says of it.
     """
     for owner in cls.__mro__:
         own = [f for f in dataclasses.fields(cls) if f.name in inspect.get_annotations(owner)]
@@ -137,15 +170,18 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
 
 
 def _add_fields(group: Any, cls: type, fields: Sequence[dataclasses.Field[Any]]) -> None:
+    notes: Mapping[str, str] = getattr(cls, "notes", {})
     for field in fields:
         kind, optional = _field_type(cls, field)
         default = str(field.default)
         default = default.lower() if default in ("None", "True", "False") else default
         default = "none" if field.default == () else default
         note = "required" if field.default is dataclasses.MISSING else f"default: {default}"
+        whom = f"{notes[field.name]}: " if field.name in notes else ""
+        text = f"{whom}{field.metadata.get('help', '')} ({note})".strip()
         keywords: dict[str, Any] = {
             "default": argparse.SUPPRESS,
-            "help": f"{field.metadata.get('help', '')} ({note})".strip().replace("%", "%%"),
+            "help": text.replace("%", "%%"),
         }
         if kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
@@ -166,8 +202,12 @@ def parse_options(
 
     ``--config FILE.toml`` names the file; its keys are the field names in either spelling. ``cls``
     is a dataclass as the module describes it, without a field ``config``; ``argv`` lacks the
-    program's name, and None takes the arguments of the process; ``prog`` is
-    what the usage and messages call the program.
+    program's name, and None takes the arguments of the process; ``prog`` is what the usage and
+    messages call the program.
+
+    One file, or one list of flags, may serve several commands. So what ``cls`` calls unused beside
+    the other values is left out, with a line on stderr, unless the field is ``vital``: that is for
+    ``cls`` to refuse.
 
     Raises:
         ValueError: For a file or a value in it that is not as it should be, and from ``cls``.
@@ -187,7 +227,7 @@ def parse_options(
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.default is dataclasses.MISSING and field.name not in values:
             parser.error(f"--{_kebab(field.name)} is required")
-    return cls(**values)
+    return cls(**_leave_out_unused(cls, values))
 
 
 def _read_options(cls: type, path: str) -> JsonObject:
@@ -201,6 +241,21 @@ def _read_options(cls: type, path: str) -> JsonObject:
             raise ValueError(f"config {path} has unknown option {key!r}; known are {known}")
         values[name] = check_value(cls, name, value, f"config {path}: {key}")
     return values
+
+
+def _leave_out_unused(cls: type, values: JsonObject) -> JsonObject:
+    """Return options without those that change nothing beside the others; say which those are."""
+    if not hasattr(cls, "unused_options"):
+        return values
+    unused = cls.unused_options(values)
+    kept = dict(values)
+    for field in dataclasses.fields(cls):
+        is_given = field.name in values and values[field.name] != field.default
+        if field.name in unused and not field.metadata.get("vital"):
+            kept.pop(field.name, None)
+            if is_given:
+                sys.stderr.write(f"--{_kebab(field.name)} {unused[field.name]}; left out\n")
+    return kept
 
 
 def check_value(cls: type, name: str, value: Any, where: str) -> Any:

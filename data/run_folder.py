@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
@@ -57,7 +57,10 @@ def locate_run(out: str | None, resume: str | None, name: str = "run") -> tuple[
 
 
 def open_run_folder(
-    out: Path, options: Mapping[str, Any], resuming: bool, defaults: Mapping[str, Any] | None = None
+    out: Path,
+    options: Mapping[str, Any],
+    resuming: bool,
+    as_now: Callable[[JsonObject], JsonObject] = dict,
 ) -> None:
     """Make sure that ``out`` can take a run with ``options``, without changing what is in it.
 
@@ -65,7 +68,7 @@ def open_run_folder(
         out: The run folder, new, or empty, or the run's own when ``resuming``.
         options: Every option of the run, JSON-able.
         resuming: Whether the folder may hold this very run, to go on with or to begin anew.
-        defaults: Values of options that are newer than the run, under which it was begun.
+        as_now: Returns a run's options, of an earlier version too, as they would be recorded now.
 
     Raises:
         ValueError: If ``out`` holds another run, or the options differ from those that it was
@@ -88,7 +91,7 @@ def open_run_folder(
         raise ValueError(f"{out} has no config.json, so it holds no run: give the run's own folder")
     if not any((out / name).exists() for name in SAVED):
         return  # it has saved nothing, so it may begin anew, otherwise too
-    before = {**(defaults or {}), **read_json(config).get("options", {})}
+    before = as_now(read_json(config).get("options", {}))
     differing = [name for name in options if before.get(name) != options[name]]
     if differing:
         shown = ", ".join(f"{name} was {before.get(name)!r}" for name in differing)

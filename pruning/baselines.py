@@ -3,6 +3,9 @@
 Each is registered in pruning/schedules.py.
 """
 
+from dataclasses import dataclass
+
+from data.options import option
 from pruning.interface import Masks, Params, PruneOptions, Reprune, Schedule, refuse_pattern
 from pruning.masks import apply_masks, random_masks
 
@@ -13,9 +16,11 @@ class Dense(Schedule):
     """Fine-tune without pruning."""
 
     stages = ("dense",)
+    prunes = False
+    ranks = False
     takes_masks = False
     rewinds = True
-    ranks_untrained = False
+    is_reference = True
 
     @property
     def dense_steps(self) -> int:
@@ -36,13 +41,27 @@ class MagnitudePruning(Schedule):
         after each step, which stops weight decay and momentum from moving them too.
     """
 
+    title = "MPI"
     holds_masks = True
     projects = True
+    is_reference = True
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
         """Set the dropped weights back to zero."""
         apply_masks(params, self.masks)
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomOptions(PruneOptions):
+    """What a random mask is drawn from."""
+
+    random_mask: str = option(
+        "every weight alike, or the authors' magnitudes of a random initialisation, which drop the "
+        "biases first",
+        "uniform",
+        ("uniform", "init"),
+    )
 
 
 class RandomPruning(MagnitudePruning):
@@ -53,9 +72,12 @@ class RandomPruning(MagnitudePruning):
         network, whose biases are all zero and so are dropped first; that is ``random_mask="init"``.
     """
 
+    title = "RP"
+    options: RandomOptions
+    ranks = False
     takes_masks = False
     projects = False
-    ranks_untrained = False
+    is_reference = False
 
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Draw the masks from the seed."""
@@ -77,7 +99,10 @@ class OneShotPruning(MagnitudePruning):
         Lai et al. 2021, the OMP baseline. The mask is that of the best dense checkpoint on dev.
     """
 
+    title = "OMP"
     stages = ("dense", "final")
+    has_stages = True
+    first_run = Dense
     takes_masks = False
     projects = False
     rewinds = True
@@ -85,6 +110,15 @@ class OneShotPruning(MagnitudePruning):
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Return no masks for the dense stage, then those of its best weights."""
         return self.rank(previous) if previous is not None else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeOptions(PruneOptions):
+    """How long the rounds are."""
+
+    round_steps: int | None = option(
+        "steps of a round; without it those of a full run", None, positive=True
+    )
 
 
 class IterativePruning(MagnitudePruning):
@@ -99,11 +133,16 @@ class IterativePruning(MagnitudePruning):
         weights of a round, this the best ones on dev.
     """
 
+    title = "IMP"
+    options: IterativeOptions
+    has_stages = True
+    longer_by = "sparsity"
     takes_masks = False
     projects = False
     rewinds = True
+    is_reference = False
 
-    def __init__(self, options: PruneOptions) -> None:
+    def __init__(self, options: IterativeOptions) -> None:
         """Take ``options``; raise ValueError for a pattern, which has one sparsity only."""
         super().__init__(options)
         refuse_pattern(options, "imp")

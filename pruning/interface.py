@@ -14,15 +14,14 @@ The loop in train.py knows just this:
         schedule.finish(params, num_steps)              # the weights become what is reported
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol, get_type_hints
 
 import torch
 from torch import Tensor
 
-from data.options import option
 from pruning.masks import apply_masks, check_pattern, count_zeros, magnitude_masks
 from pruning.projection import PROJECTIONS, project
 from pruning.scores import SCORES, fisher_scores, lamp_scores
@@ -31,90 +30,99 @@ Params = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
 
 
+def prune_option(
+    help: str,
+    default: Any,
+    choices: Sequence[Any] | None = None,
+    positive: bool = False,
+    needs: str | None = None,
+    vital: bool = False,
+) -> Any:
+    """Describe an option of pruning.
+
+    Args:
+        help: Of the flag.
+        default: With which it changes nothing in a method that does not take it.
+        choices: What it may be.
+        positive: Whether it must be.
+        needs: Name of an attribute of :class:`Schedule`, true for the methods that take it; without
+            it all do whose options have the field.
+        vital: Whether a run without it would not be what was asked for, so that it is refused, not
+            left out, where the method does not take it.
+    """
+    metadata = {"help": help, "choices": choices, "positive": positive}
+    return field(default=default, metadata=metadata | {"needs": needs, "vital": vital})
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions:
-    """Which weights are pruned and when.
+    """Which weights are pruned.
 
-    Every field is a flag of train.py.
+    Every field is a flag of train.py. What only some methods understand is in a class of their own
+    that inherits from this, see :class:`Schedule`.
 
     Raises:
         ValueError: If a value is out of range.
     """
 
-    sparsity: float = option("fraction in [0, 1) of the in-scope weights to drop", 0.0)
-    granularity: str = option("what is ranked together", "global", ("global", "layerwise"))
-    pattern: str = option(
+    sparsity: float = prune_option(
+        "fraction in [0, 1) of the in-scope weights to drop", 0.0, needs="prunes"
+    )
+    granularity: str = prune_option(
+        "what is ranked together", "global", ("global", "layerwise"), needs="prunes"
+    )
+    pattern: str = prune_option(
         "unstructured, or N:M, which keeps N of every M neighbours in a row", "unstructured"
     )
-    score: str = option(
+    score: str = prune_option(
         "what weights are ranked by: magnitude; lamp, magnitude in relation to the larger ones of "
-        "the same tensor; fisher, magnitude times the root of Adam's second moment (gmp)",
+        "the same tensor; fisher, magnitude times the root of Adam's second moment, for methods "
+        "that rank no weights before the first step",
         "magnitude",
         SCORES,
+        needs="ranks",
     )
-    projection: str = option(
+    projection: str = prune_option(
         "how the last prune fits what stays to the inputs of its layers, on a few batches: refit "
         "solves for the weights of the mask; obs has SparseGPT choose in each layer what stays, "
         "then does the same",
         "none",
         PROJECTIONS,
+        needs="projects",
+        vital=True,
     )
-    prune_every: int = option("optimizer steps between re-prunes", 50, positive=True)
-    start_sparsity: float | None = option(
-        "parp-p: sparsity to begin with; without it half of --sparsity", None
+    rewind_step: int = prune_option(
+        "step of the dense stage to rewind to; 0 is the initial weights", 0, needs="rewinds"
     )
-    growth: str = option("parp-p: how the sparsity rises", "linear", ("linear", "cubic"))
-    grow_until: float = option("parp-p: share of the steps in which the sparsity rises", 0.75)
-    cooldown: float | None = option(
-        "parp-cooldown, parp-latent, gmp: share of the steps under the final mask; without it 0.2, "
-        "for gmp a third",
-        None,
-    )
-    dense_share: float = option("gmp: share of the steps before anything is pruned", 0.1)
-    latent: bool = option(
-        "gmp: until the final mask, pruned weights keep their values outside the forward pass, as "
-        "in parp-latent",
-        False,
-    )
-    latent_decay: float = option(
-        "parp-latent, gmp --latent: decay of pruned weights a step, times the learning rate; rises "
-        "to this over the first quarter of the steps",
-        0.0,
-    )
-    random_mask: str = option(
-        "rp: every weight alike, or the authors' magnitudes of a random initialisation, which "
-        "drop the biases first",
-        "uniform",
-        ("uniform", "init"),
-    )
-    round_steps: int | None = option(
-        "imp: steps of a round; without it those of a full run", None, positive=True
-    )
-    rewind_step: int = option(
-        "omp, imp: step of the dense stage to rewind to; 0 is the initial weights", 0
-    )
-    scope: str | None = option(
+    scope: str | None = prune_option(
         "prunable parameters, one of the model's scopes: encoder or, with a decoder too, "
         "encoder_decoder, encoder, decoder; without it the whole transformer",
         None,
     )
-    biases: bool | None = option(
+    biases: bool | None = prune_option(
         "biases are in the scope; without it they are, but for a pattern N:M", None
     )
-    lr_restart: bool = option(
+    lr_restart: bool = prune_option(
         "after the warm-up the learning rate falls to a tenth by the next re-prune, there starts "
-        "again at its peak, and so on, in place of --hold; for methods with few re-prunes, no "
-        "change for those without",
+        "again at its peak, and so on, in place of --hold; best with few re-prunes",
         False,
+        needs="reprunes",
     )
-    zero_moments: bool = option("forget Adam's moments of weights when they are pruned", False)
-    init_mask: str | None = option(
-        "masks of another run to begin with: its masks.pt, or a checkpoint of a pruned model", None
+    zero_moments: bool = prune_option(
+        "forget Adam's moments of weights when they are pruned", False, needs="reprunes"
     )
-    reuse: str | None = option(
-        "run folder whose finished stages are taken over, where they are the same", None
+    init_mask: str | None = prune_option(
+        "masks of another run to begin with: its masks.pt, or a checkpoint of a pruned model",
+        None,
+        needs="takes_masks",
+        vital=True,
     )
-    seed: int = option("seed of weights, data order, dropout, masking and random masks", 0)
+    reuse: str | None = prune_option(
+        "run folder whose finished stages are taken over, where they are the same",
+        None,
+        needs="has_stages",
+    )
+    seed: int = prune_option("seed of weights, data order, dropout, masking and random masks", 0)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -122,29 +130,6 @@ class PruneOptions:
             raise ValueError(
                 f"sparsity {self.sparsity:g} is out of range: give a fraction in [0, 1), "
                 "0.6 for 60 percent"
-            )
-
-        if self.prune_every < 1:
-            raise ValueError(
-                f"prune_every {self.prune_every} is not positive: give optimizer steps"
-            )
-        start = self.start_sparsity
-        if start is not None and not 0.0 <= start <= self.sparsity:
-            raise ValueError(
-                f"start sparsity {start:g} is out of range: give a fraction from 0 to the "
-                f"sparsity, {self.sparsity:g}"
-            )
-
-        if not 0.0 < self.grow_until <= 1.0:
-            raise ValueError(f"grow_until {self.grow_until:g} is no share: give one in (0, 1]")
-        if self.cooldown is not None and not 0.0 <= self.cooldown < 1.0:
-            raise ValueError(f"cooldown {self.cooldown:g} is no share: give one in [0, 1)")
-        if not 0.0 <= self.dense_share < 1.0:
-            raise ValueError(f"dense_share {self.dense_share:g} is no share: give one in [0, 1)")
-
-        if not self.latent_decay >= 0.0:
-            raise ValueError(
-                f"latent_decay {self.latent_decay:g} is negative: give a positive number, or 0"
             )
         if self.rewind_step < 0:
             raise ValueError(f"rewind_step {self.rewind_step} is negative: give a step, or 0")
@@ -215,17 +200,30 @@ class Schedule:
     ``params`` are always the in-scope parameters by native name; they are changed in place and
     never replaced, so the optimizer's state carries on across re-prunes.
 
+    A method says by class attributes what it does, by the type of ``options`` what it can be told,
+    and nothing about it stands elsewhere.
+
     Attributes:
-        options: What decides which weights are pruned and when.
+        options: What decides which weights are pruned and when. A method with options of its own
+            declares the attribute anew, as a dataclass that inherits from :class:`PruneOptions`, or
+            from the options of the method that it builds on.
         stages: Names of the fine-tuning runs that the method needs; each begins with the initial
-            weights, and its best weights are handed to the next.
+            weights, and its best weights are handed to the next. "final" hands on nothing.
+        has_stages: Whether there are several, so that finished ones can be taken over.
+        first_run: The method whose whole run is stage 0 of this one, so that it is taken over from
+            such a run.
+        longer_by: Option of which a higher value adds stages to those of a lower one, so that these
+            are taken over from a run with a higher value.
+        prunes: Whether anything is pruned.
+        ranks: Whether weights are ranked by a score.
+        ranks_untrained: Whether weights are ranked for which this stage's optimizer has no moments.
+        reprunes: Whether weights are ranked anew after steps.
         takes_masks: Whether stage 0 may begin with the masks of another run.
         holds_masks: Whether the first masks are also the last.
-        default_cooldown: Share of the steps under the final mask, in methods that end with one,
-            where the options give none.
         rewinds: Whether stage 0 is dense, so that its early states may be rewound to.
         projects: Whether the last prune can be followed by a projection.
-        ranks_untrained: Whether weights are ranked for which this stage's optimizer has no moments.
+        is_reference: Whether reports test other methods against it.
+        title: How it is written in tables, if not by its name; not inherited.
         stage: Which of the stages is under way.
         num_steps: Optimizer steps of this stage.
         first_masks: Masks that the stage began with.
@@ -235,13 +233,21 @@ class Schedule:
             of its layers, see :func:`pruning.projection.project`; the loop puts it here.
     """
 
+    options: PruneOptions
     stages: tuple[str, ...] = ("final",)
-    takes_masks = True
-    holds_masks = False
-    rewinds = False
-    default_cooldown = 0.2
-    projects = False
-    ranks_untrained = True
+    has_stages: ClassVar[bool] = False
+    first_run: ClassVar["type[Schedule] | None"] = None
+    longer_by: ClassVar[str | None] = None
+    prunes: ClassVar[bool] = True
+    ranks: ClassVar[bool] = True
+    ranks_untrained: ClassVar[bool] = True
+    reprunes: ClassVar[bool] = False
+    takes_masks: ClassVar[bool] = True
+    holds_masks: ClassVar[bool] = False
+    rewinds: ClassVar[bool] = False
+    projects: ClassVar[bool] = False
+    is_reference: ClassVar[bool] = False
+    title: ClassVar[str]
 
     def __init__(self, options: PruneOptions) -> None:
         """Take ``options``; raise ValueError where the method cannot follow them."""
@@ -252,6 +258,33 @@ class Schedule:
         self.masks: Masks = {}
         self.optimizer: Adam | None = None
         self.collect_inputs: Callable[[], Mapping[str, Tensor]] | None = None
+
+    @classmethod
+    def options_type(cls) -> type[PruneOptions]:
+        """Return the class of the method's options."""
+        declared: type[PruneOptions] = get_type_hints(cls)["options"]
+        return declared
+
+    @classmethod
+    def options_taken(cls) -> frozenset[str]:
+        """Return the names of the options that can change anything in a run of the method."""
+        return frozenset(
+            each.name
+            for each in fields(cls.options_type())
+            if not (needed := each.metadata.get("needs")) or getattr(cls, needed)
+        )
+
+    @classmethod
+    def resolve(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``options`` with what the method decides where it is not given."""
+        return dict(options)
+
+    @classmethod
+    def stage_options(cls, stage: int) -> frozenset[str]:
+        """Return the names of the options that can change what a stage hands on."""
+        if stage == 0 and cls.first_run is not None:
+            return cls.first_run.options_taken()
+        return cls.options_taken() - {cls.longer_by}
 
     @property
     def stage_name(self) -> str:

@@ -1,16 +1,19 @@
 """When weights are pruned: one small class a method, called by the loop between optimizer steps.
 
 What the loop calls, and what ``stages`` are, is in pruning/interface.py; the methods that PARP is
-compared with are in pruning/baselines.py. To add a method: one class here and one line in
-``SCHEDULES``; docs/method.md has a worked example.
+compared with are in pruning/baselines.py. To add a method: one class, with its options, and one
+line in ``SCHEDULES``; docs/method.md has worked examples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from data.options import option, with_fields_of
 from pruning.baselines import (
     Dense,
     IterativePruning,
@@ -33,6 +36,21 @@ from pruning.masks import apply_masks, largest_dropped, mask_iou, mask_overlap
 DECAY_RISES = 0.25  # share of the steps over which the decay of latent weights rises
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdjustOptions(PruneOptions):
+    """When weights are ranked anew."""
+
+    prune_every: int = option("optimizer steps between re-prunes", 50, positive=True)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if self.prune_every < 1:
+            raise ValueError(
+                f"prune_every {self.prune_every} is not positive: give optimizer steps"
+            )
+
+
 class PARP(Schedule):
     """Prune, adjust, re-prune: dropped weights are zeroed, then train freely and may come back.
 
@@ -48,6 +66,9 @@ class PARP(Schedule):
         scores and saves before the re-prune.
     """
 
+    title = "PARP"
+    options: AdjustOptions
+    reprunes = True
     projects = True
 
     @property
@@ -102,6 +123,29 @@ class PARP(Schedule):
         return event
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveOptions(AdjustOptions):
+    """How the sparsity rises."""
+
+    start_sparsity: float | None = option(
+        "sparsity to begin with; without it half of --sparsity", None
+    )
+    growth: str = option("how the sparsity rises", "linear", ("linear", "cubic"))
+    grow_until: float = option("share of the steps in which the sparsity rises", 0.75)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        start = self.start_sparsity
+        if start is not None and not 0.0 <= start <= self.sparsity:
+            raise ValueError(
+                f"start sparsity {start:g} is out of range: give a fraction from 0 to the "
+                f"sparsity, {self.sparsity:g}"
+            )
+        if not 0.0 < self.grow_until <= 1.0:
+            raise ValueError(f"grow_until {self.grow_until:g} is no share: give one in (0, 1]")
+
+
 class ProgressivePARP(PARP):
     """PARP-P: PARP whose sparsity rises from a lower one to the target.
 
@@ -114,7 +158,10 @@ class ProgressivePARP(PARP):
         rise is that of Zhu and Gupta 2017 (arXiv:1710.01878).
     """
 
-    def __init__(self, options: PruneOptions) -> None:
+    title = "PARP-P"
+    options: ProgressiveOptions
+
+    def __init__(self, options: ProgressiveOptions) -> None:
         """Take ``options``; raise ValueError for a pattern, which has one sparsity only."""
         super().__init__(options)
         refuse_pattern(options, "parp-p")
@@ -151,7 +198,9 @@ class PARPMask(PARP):
         The authors' finetune_oneshot-pap.sh.
     """
 
+    title = "PARP mask"
     stages = ("parp", "final")
+    has_stages = True
     projects = False
 
     def prunes_at(self, step: int) -> bool:
@@ -174,12 +223,40 @@ class PARPMask(PARP):
         return super().finish(params, step) if self.stage == 0 else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CooldownOptions(AdjustOptions):
+    """How long the final mask is held."""
+
+    cooldown: float | None = option(
+        "share of the steps under the final mask; without it 0.2, for gmp a third", None
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if self.cooldown is not None and not 0.0 <= self.cooldown < 1.0:
+            raise ValueError(f"cooldown {self.cooldown:g} is no share: give one in [0, 1)")
+
+
 class CooldownPARP(PARP):
     """PARP that re-prunes for the last time before the end and goes on under that mask.
 
     It tells whether PARP's last adjustments, which the final re-prune cuts off, do harm. Not in the
     paper.
+
+    Attributes:
+        default_cooldown: Share of the steps under the final mask where the options give none.
     """
+
+    title = "PARP cool-down"
+    options: CooldownOptions
+    default_cooldown: ClassVar[float] = 0.2
+
+    @classmethod
+    def resolve(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``options`` with a cool-down."""
+        given = options.get("cooldown")
+        return {**options, "cooldown": cls.default_cooldown if given is None else given}
 
     @property
     def cooldown(self) -> float:
@@ -208,6 +285,25 @@ class CooldownPARP(PARP):
         return None if step else super().finish(params, step)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentOptions(CooldownOptions):
+    """What becomes of pruned weights that keep their values."""
+
+    latent_decay: float = option(
+        "decay of pruned weights a step, times the learning rate; rises to this over the first "
+        "quarter of the steps",
+        0.0,
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if not self.latent_decay >= 0.0:
+            raise ValueError(
+                f"latent_decay {self.latent_decay:g} is negative: give a positive number, or 0"
+            )
+
+
 class LatentPARP(CooldownPARP):
     """PARP whose pruned weights keep their values, out of the forward pass, until they come back.
 
@@ -231,7 +327,10 @@ class LatentPARP(CooldownPARP):
         makes it PARP with a cool-down.
     """
 
-    def __init__(self, options: PruneOptions) -> None:
+    title = "PARP latent"
+    options: LatentOptions
+
+    def __init__(self, options: LatentOptions) -> None:
         """Take ``options``."""
         super().__init__(options)
         self.latent = True
@@ -283,6 +382,24 @@ class LatentPARP(CooldownPARP):
             params[name].copy_(torch.where(mask, params[name], params[name] * factor))
 
 
+@dataclass(frozen=True, kw_only=True)
+class GradualOptions(LatentOptions):
+    """How pruning begins, and what becomes of pruned weights while the sparsity grows."""
+
+    dense_share: float = option("share of the steps before anything is pruned", 0.1)
+    latent: bool = option(
+        "until the final mask, pruned weights keep their values outside the forward pass, as in "
+        "parp-latent",
+        False,
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if not 0.0 <= self.dense_share < 1.0:
+            raise ValueError(f"dense_share {self.dense_share:g} is no share: give one in [0, 1)")
+
+
 class GradualPruning(LatentPARP):
     """GMP: dense at first, then ever sparser, then the mask is held to the end.
 
@@ -304,11 +421,13 @@ class GradualPruning(LatentPARP):
         every step and so is gone for good. Ours may grow back by its gradient until the hold.
     """
 
+    title = "GMP"
+    options: GradualOptions
     takes_masks = False
     ranks_untrained = False
     default_cooldown = 1 / 3
 
-    def __init__(self, options: PruneOptions) -> None:
+    def __init__(self, options: GradualOptions) -> None:
         """Take ``options``; raise ValueError for a pattern, or where no steps are left to grow."""
         super().__init__(options)
         refuse_pattern(options, "gmp")
@@ -317,6 +436,8 @@ class GradualPruning(LatentPARP):
                 f"dense_share {options.dense_share:g} and cooldown {self.cooldown:g} leave no "
                 "steps for the sparsity to grow in: give less, together under 1"
             )
+        if options.latent_decay and not options.latent:
+            raise ValueError("--latent-decay is for gmp with --latent: add it, or leave this out")
         self.latent = options.latent
 
     @property
@@ -362,8 +483,41 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
+@with_fields_of(cls.options_type() for cls in SCHEDULES.values())
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions(PruneOptions):
+    """The options of every method; those that a method does not take change nothing in it."""
+
+
+OPTIONS_TAKEN = {name: cls.options_taken() for name, cls in SCHEDULES.items()}
+
+
+def methods_taking(option: str) -> str:
+    """Return the names of the methods that take an option of a name, joined by commas."""
+    return ", ".join(name for name, taken in OPTIONS_TAKEN.items() if option in taken)
+
+
+def prunes(method: str) -> bool:
+    """Say whether a method, of this program or another one, prunes anything."""
+    return method not in SCHEDULES or SCHEDULES[method].prunes
+
+
+def title_of(method: str) -> str:
+    """Return how a method is written in tables; by itself its name."""
+    return str(vars(SCHEDULES[method]).get("title", method)) if method in SCHEDULES else method
+
+
+def is_reference(method: str) -> bool:
+    """Say whether reports test other methods against one."""
+    return method in SCHEDULES and SCHEDULES[method].is_reference
+
+
 def build_schedule(method: str, options: PruneOptions) -> Schedule:
     """Build the schedule registered as ``method``.
+
+    Args:
+        method: A key of ``SCHEDULES``.
+        options: Of the method's own type, or of one that inherits from it, as ``MethodOptions``.
 
     Raises:
         ValueError: If no such method is registered, or it cannot follow the options.
@@ -371,15 +525,18 @@ def build_schedule(method: str, options: PruneOptions) -> Schedule:
     if method not in SCHEDULES:
         raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(SCHEDULES)}")
     cls = SCHEDULES[method]
-    if options.score == "fisher" and cls.ranks_untrained:
-        able = ", ".join(name for name, each in SCHEDULES.items() if not each.ranks_untrained)
+    if not isinstance(options, cls.options_type()):
+        raise ValueError(f"{method} takes {cls.options_type().__name__}: give those")
+    if options.score == "fisher" and cls.ranks and cls.ranks_untrained:
+        ranking = [name for name, each in SCHEDULES.items() if each.ranks]
+        able = ", ".join(name for name in ranking if not SCHEDULES[name].ranks_untrained)
         raise ValueError(
             f"score fisher needs Adam's second moments, and {method} ranks weights that no step "
             f"has moved: use it with {able}, or give another score"
         )
-    if options.projection != "none" and not cls.projects:
-        able = ", ".join(name for name, each in SCHEDULES.items() if each.projects)
-        raise ValueError(f"--projection is not for {method}: use it with {able}")
     if options.projection == "obs" and options.init_mask and cls.holds_masks:
         raise ValueError(f"{method} holds --init-mask and projection obs changes it: give refit")
+    if options.projection != "none" and not cls.projects:
+        able = methods_taking("projection")
+        raise ValueError(f"--projection is not for {method}: use it with {able}")
     return cls(options)

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.training.optim import Optimizer
-from pruning.interface import PruneOptions, Schedule
+from pruning.interface import Schedule
 from pruning.masks import magnitude_masks, measured_sparsity
-from pruning.schedules import GradualPruning, LatentPARP, build_schedule
+from pruning.schedules import GradualPruning, LatentPARP, MethodOptions, build_schedule
 
 STEPS = 24
 
 
 def _build(method: str, sparsity: float = 0.5, **options: Any) -> Any:
-    return build_schedule(method, PruneOptions(sparsity=sparsity, **options))
+    return build_schedule(method, MethodOptions(sparsity=sparsity, **options))
 
 
 def _model() -> nn.Module:
@@ -178,7 +178,7 @@ def test_gradual_pruning_without_steps_to_grow_in_is_refused() -> None:
 
 def test_decay_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="latent_decay -1 is negative"):
-        PruneOptions(latent_decay=-1.0)
+        MethodOptions(latent_decay=-1.0)
 
 
 def test_forward_pass_sees_the_ranked_weights_and_training_all() -> None:

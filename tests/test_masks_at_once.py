@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning import masks as masks_module
-from pruning.interface import PruneOptions
 from pruning.masks import count_zeros, largest_dropped, magnitude_masks, mask_overlap
-from pruning.schedules import build_schedule
+from pruning.schedules import MethodOptions, build_schedule
 from tests.weights import dtypes, flat, param_dicts, sparsities, tensors, whisper_params
 
 
@@ -82,7 +81,7 @@ def test_reprune_at_once_reads_five_times_whatever_the_number_of_tensors(
     as_on_a_gpu, monkeypatch: pytest.MonkeyPatch, num_tensors: int
 ) -> None:
     params = {str(i): torch.randn(50, 4) for i in range(num_tensors)}
-    schedule = build_schedule("parp", PruneOptions(sparsity=0.6, prune_every=1))
+    schedule = build_schedule("parp", MethodOptions(sparsity=0.6, prune_every=1))
     schedule.start(params, num_steps=2)
     with _CountReads(monkeypatch) as counted:
         event = as_on_a_gpu(lambda: schedule.after_step(params, 1))

@@ -11,7 +11,7 @@ from data.run_folder import EventLog, open_run_folder
 from models.checkpoint import load_checkpoint, save_checkpoint
 from pruning.mask_file import check_masks, load_masks
 from pruning.report.records import load_records
-from pruning.run.options import TrainOptions, default_options, recorded_options
+from pruning.run.options import TrainOptions, as_recorded_now, recorded_options
 from pruning.scope import select_parameters
 
 OLD = Path(__file__).parent / "golden" / "version_1"
@@ -55,11 +55,12 @@ def test_old_run_folder_may_go_on_with_its_options(tmp_path):
 
 def test_old_run_folder_goes_on_under_options_that_are_newer_than_it():
     begun = read_json(OLD / "run" / "config.json")["options"]
-    options = default_options() | begun
+    flags = ["--model", "w2v2-demo", "--sparsity", "0.6", "--data", "demo", "--epochs", "6"]
+    options = recorded_options(parse_options(TrainOptions, flags, ""))
     assert options.keys() > begun.keys()
-    open_run_folder(OLD / "run", options, True, default_options())
+    open_run_folder(OLD / "run", options, True, as_recorded_now)
     with pytest.raises(ValueError, match="splits was 'train,dev,test'"):
-        open_run_folder(OLD / "run", options | {"splits": "a,b,c"}, True, default_options())
+        open_run_folder(OLD / "run", options | {"splits": "a,b,c"}, True, as_recorded_now)
 
 
 def test_old_events_up_to_a_step_are_kept(tmp_path):
@@ -73,4 +74,5 @@ def test_options_of_an_old_run_are_still_those_that_the_same_flags_give():
     old = read_json(OLD / "run" / "config.json")["options"]
     flags = ["--model", "w2v2-demo", "--sparsity", "0.6", "--data", "demo", "--epochs", "6"]
     now = recorded_options(parse_options(TrainOptions, flags, ""))
-    assert {key: now[key] for key in old} == old
+    assert now == {key: value for key, value in as_recorded_now(old).items() if key in now}
+    assert {key for key in old if now[key] != old[key]} <= {"cooldown"}  # which PARP does not take

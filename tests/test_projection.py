@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import train
 from models.checkpoint import load_checkpoint
 from pruning import projection
-from pruning.interface import PruneOptions, Schedule
+from pruning.interface import Schedule
 from pruning.masks import count_zeros
 from pruning.projection import input_second_moments, obs_mask, project, refit_rows
-from pruning.schedules import SCHEDULES, build_schedule
+from pruning.schedules import SCHEDULES, MethodOptions, build_schedule
 
 PROJECTING = [name for name in SCHEDULES if SCHEDULES[name].projects]
 
@@ -237,7 +237,7 @@ class _Fit:
 @pytest.mark.parametrize("kind", ["refit", "obs"])
 @pytest.mark.parametrize("method", PROJECTING)
 def test_method_projects_once_at_its_last_prune(method: str, kind: str) -> None:
-    schedule = build_schedule(method, PruneOptions(sparsity=0.5, prune_every=2, projection=kind))
+    schedule = build_schedule(method, MethodOptions(sparsity=0.5, prune_every=2, projection=kind))
     fit = _Fit(schedule)
     assert fit.calls == 1
     dropped, total = count_zeros(fit.params)
@@ -249,7 +249,7 @@ def test_method_projects_once_at_its_last_prune(method: str, kind: str) -> None:
 
 
 def test_latent_values_play_no_part_in_what_is_fitted() -> None:
-    options = PruneOptions(sparsity=0.5, prune_every=2, projection="refit", cooldown=0.5)
+    options = MethodOptions(sparsity=0.5, prune_every=2, projection="refit", cooldown=0.5)
     schedule = build_schedule("parp-latent", options)
     fit = _Fit(schedule)
     for name, mask in schedule.masks.items():  # nothing trained, so the masks are the first ones
@@ -259,20 +259,20 @@ def test_latent_values_play_no_part_in_what_is_fitted() -> None:
 @pytest.mark.parametrize("method", ["dense", "rp", "omp", "imp", "parp-mask"])
 def test_methods_without_a_last_prune_of_trained_weights_refuse_a_projection(method: str) -> None:
     with pytest.raises(ValueError, match=f"--projection is not for {method}: use it with mpi"):
-        build_schedule(method, PruneOptions(sparsity=0.5, projection="obs"))
+        build_schedule(method, MethodOptions(sparsity=0.5, projection="obs"))
 
 
 def test_projection_without_inputs_is_refused() -> None:
-    schedule = build_schedule("mpi", PruneOptions(sparsity=0.5, projection="obs"))
+    schedule = build_schedule("mpi", MethodOptions(sparsity=0.5, projection="obs"))
     with pytest.raises(ValueError, match="projection obs needs the inputs of layers"):
         schedule.start(dict(_model().named_parameters()), 5)
 
 
 def test_obs_with_a_pattern_or_a_held_mask_of_another_run_is_refused() -> None:
     with pytest.raises(ValueError, match="projection obs keeps no pattern 2:4: give refit"):
-        PruneOptions(sparsity=0.5, pattern="2:4", projection="obs")
+        MethodOptions(sparsity=0.5, pattern="2:4", projection="obs")
     with pytest.raises(ValueError, match="mpi holds --init-mask and projection obs changes it"):
-        build_schedule("mpi", PruneOptions(sparsity=0.5, init_mask="m.pt", projection="obs"))
+        build_schedule("mpi", MethodOptions(sparsity=0.5, init_mask="m.pt", projection="obs"))
 
 
 def _run(corpus: Path, out: Path, *flags: str) -> int:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.interface import PruneOptions, Reprune, Schedule
+from pruning.interface import Reprune, Schedule
 from pruning.masks import count_zeros, measured_sparsity
-from pruning.schedules import PARP, SCHEDULES, build_schedule
+from pruning.schedules import PARP, SCHEDULES, MethodOptions, build_schedule
 
 PRUNING = [name for name in SCHEDULES if name != "dense"]
 STATIC = [name for name in PRUNING if not issubclass(SCHEDULES[name], PARP)]
@@ -71,7 +71,7 @@ class _Fit:
 
 
 def _build(method: str, sparsity: float = 0.4, **options: Any) -> Schedule:
-    return build_schedule(method, PruneOptions(sparsity=sparsity, prune_every=2, **options))
+    return build_schedule(method, MethodOptions(sparsity=sparsity, prune_every=2, **options))
 
 
 def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -139,7 +139,7 @@ def test_parp_family_lets_pruned_weights_move_and_return(method: str) -> None:
 def test_progressive_sparsity_rises_monotonically_and_never_passes_its_target(
     growth: str, target: float, start: float, until: float
 ) -> None:
-    options = PruneOptions(
+    options = MethodOptions(
         sparsity=target, start_sparsity=start * target, growth=growth, grow_until=until
     )
     schedule = build_schedule("parp-p", options)
@@ -202,12 +202,12 @@ def test_methods_of_many_sparsities_refuse_a_pattern(method: str) -> None:
 @pytest.mark.parametrize("pattern", ["4:2", "2:4:8", "0:4", "half"])
 def test_pattern_that_is_none_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="unknown: give unstructured, or N:M"):
-        PruneOptions(sparsity=0.5, pattern=pattern)
+        MethodOptions(sparsity=0.5, pattern=pattern)
 
 
 def test_pattern_of_another_sparsity_is_refused() -> None:
     with pytest.raises(ValueError, match=r"2:4 drops 0.5 of the weights, not 0.6"):
-        PruneOptions(sparsity=0.6, pattern="2:4")
+        MethodOptions(sparsity=0.6, pattern="2:4")
 
 
 @pytest.mark.parametrize("stop", [1, 4, 8])

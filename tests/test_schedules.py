@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning.interface import PruneOptions, Schedule
+from pruning.interface import Schedule
 from pruning.masks import magnitude_masks
-from pruning.schedules import PARP, SCHEDULES, build_schedule
+from pruning.schedules import PARP, SCHEDULES, MethodOptions, build_schedule
 
 
 def _build(method: str, sparsity: float, **options: Any) -> Schedule:
-    return build_schedule(method, PruneOptions(sparsity=sparsity, **options))
+    return build_schedule(method, MethodOptions(sparsity=sparsity, **options))
 
 
 def _weights(*values: float) -> dict[str, Tensor]:
@@ -330,7 +330,7 @@ def test_parp_interval_beyond_the_run_equals_prune_train_prune() -> None:
     class PruneOnce(Schedule):
         """Prune, then train freely."""
 
-    expected = _train(PruneOnce(PruneOptions(sparsity=0.5)), 30)
+    expected = _train(PruneOnce(MethodOptions(sparsity=0.5)), 30)
     masks = magnitude_masks(expected, 0.5)
     for name, value in trained.items():
         assert torch.equal(value, expected[name] * masks[name])

@@ -15,7 +15,7 @@ from pruning.mask_file import load_masks
 from pruning.masks import magnitude_masks
 from pruning.run.options import TrainOptions
 from pruning.run.plan import initial_checkpoint, make_plan
-from pruning.stages import load_stage
+from pruning.run.stages import load_stage
 
 FLAGS = ["--sparsity", "0.3", "--prune-every", "2", "--eval-every", "2", "--lr", "1e-2"]
 
@@ -287,14 +287,14 @@ def test_zeroed_moments_change_the_run_and_default_keeps_them(
         (["--subset", "sex=x"], "sex is m or f"),
         (["--subset", "minutes=0.001"], "leaves no utterance"),
         (["--pattern", "2:4"], "2:4 drops 0.5 of the weights, not 0.3"),
-        (["--start-sparsity", "0.4"], "start sparsity 0.4 is out of range"),
-        (["--grow-until", "0"], "grow_until 0 is no share"),
-        (["--cooldown", "1"], "cooldown 1 is no share"),
+        (["--method", "parp-p", "--start-sparsity", "0.4"], "start sparsity 0.4 is out of range"),
+        (["--method", "parp-p", "--grow-until", "0"], "grow_until 0 is no share"),
+        (["--method", "gmp", "--cooldown", "1"], "cooldown 1 is no share"),
         (["--score", "fisher"], "score fisher needs Adam's second moments, and parp ranks"),
-        (["--dense-share", "1"], "dense_share 1 is no share"),
+        (["--method", "gmp", "--dense-share", "1"], "dense_share 1 is no share"),
         (["--method", "gmp", "--cooldown", "0.9"], "leave no steps for the sparsity to grow in"),
         (["--method", "gmp", "--pattern", "1:2", "--sparsity", "0.5"], "gmp goes through several"),
-        (["--rewind-step", "-1"], "rewind_step -1 is negative"),
+        (["--method", "omp", "--rewind-step", "-1"], "rewind_step -1 is negative"),
         (["--method", "omp", "--rewind-step", "6"], "rewind_step 6 is not before the last of 6"),
     ],
 )
@@ -306,9 +306,9 @@ def test_options_of_the_methods_are_checked(
     named: str,
 ) -> None:
     assert _run(small_corpus, tmp_path / "run", "parp", *flags) == 2
-    line = capsys.readouterr().err.strip()
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = (line for line in lines if not line.endswith("left out"))
     assert named in line
-    assert "\n" not in line
 
 
 def test_biases_stay_dense_when_left_out(small_corpus: Path, tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_dry_run_prints_the_commands_and_writes_nothing(
         ("[grid]", "[[grid]]\nout = [1]\n[[grid]]", "out in .grid. is for the sweep to set"),
         (
             '"w2v2-demo"',
-            '"w2v2-demo"\ninit_mask = "{out}/mpi-0.5-seed0/masks.pt"',
+            '"w2v2-demo"\nteacher = "{out}/mpi-0.5-seed0"',
             "wait for itself",
         ),
     ],
@@ -320,7 +320,7 @@ GRIDS = (
     CONFIG.replace("[grid]", "[[grid]]")
     + """
 [[grid]]
-method = ["parp"]
+method = ["parp-p"]
 sparsity = [0.5]
 seed = [0, 2]
 growth = ["cubic"]
@@ -332,7 +332,7 @@ def test_each_grid_expands_by_itself(tmp_path: Path) -> None:
     runs = _plan(tmp_path, GRIDS)
     assert len(runs) == 12
     added = [name for name in runs if name.startswith("parp")]
-    assert added == ["parp-0.5-growthcubic-seed0", "parp-0.5-growthcubic-seed2"]
+    assert added == ["parp-p-0.5-growthcubic-seed0", "parp-p-0.5-growthcubic-seed2"]
     assert runs[added[0]].options["growth"] == "cubic"
     assert "growth" not in runs["mpi-0.5-seed0"].options
 
@@ -352,17 +352,17 @@ def test_run_in_two_grids_is_planned_once(tmp_path: Path) -> None:
 def test_one_of_several_grids_may_differ_from_train(tmp_path: Path) -> None:
     text = GRIDS.replace("[[grid]]", "steps = 5\n[[grid]]", 1) + "steps = [10]\n"
     runs = _plan(tmp_path, text)
-    assert runs["parp-0.5-growthcubic-steps10-seed0"].options["steps"] == 10
+    assert runs["parp-p-0.5-growthcubic-steps10-seed0"].options["steps"] == 10
     assert runs["mpi-0.5-seed0"].options["steps"] == 5
 
 
 def test_each_grid_is_tuned_at_its_first_seed(tmp_path: Path) -> None:
     config = _load(tmp_path, GRIDS.replace("[0, 2]", "[2, 0]") + "[tune]\nlr = [0.1, 0.2]\n")
     first = first_runs(config)
-    assert {run.options["seed"] for run in first if run.options["method"] == "parp"} == {2}
+    assert {run.options["seed"] for run in first if run.options["method"] == "parp-p"} == {2}
     rates = {run.name: run.options["lr"] for run in first}
     chosen = [run.name for run in chosen_runs(config, first, rates)]
-    assert chosen[-1] == "parp-0.5-growthcubic-lr0.1-seed0"
+    assert chosen[-1] == "parp-p-0.5-growthcubic-lr0.1-seed0"
     assert len(chosen) == 6
 
 
@@ -408,7 +408,7 @@ def test_run_that_needs_files_of_one_that_is_gone_has_it_run_again_first(
 
 TRANSFER = """
 [[grid]]
-method = ["rp"]
+method = ["parp"]
 sparsity = [0.5]
 seed = [0, 1]
 init_mask = ["{out}/mpi-0.5-seed{seed}/masks.pt"]
@@ -417,7 +417,7 @@ init_mask = ["{out}/mpi-0.5-seed{seed}/masks.pt"]
 
 def test_run_whose_masks_are_asked_for_comes_first(tmp_path: Path) -> None:
     text = GRIDS.replace("[[grid]]", TRANSFER + "[[grid]]", 1)  # planned before those that it needs
-    runs = [run for run in _plan(tmp_path, text).values() if run.options["method"] == "rp"]
+    runs = [run for run in _plan(tmp_path, text).values() if run.options["method"] == "parp"]
     assert [run.needs for run in runs] == [("mpi-0.5-seed0",), ("mpi-0.5-seed1",)]
     assert _run(write_config(tmp_path, text)) == 0
 
@@ -426,7 +426,7 @@ def test_teacher_of_the_same_seed_comes_first(tmp_path: Path) -> None:
     path = "mpi-0.5-seed{seed}/masks.pt"
     taught = TRANSFER.replace("init_mask", "teacher").replace(path, "dense-seed{seed}")
     planned = _plan(tmp_path, GRIDS.replace("[[grid]]", taught + "[[grid]]", 1)).values()
-    runs = [run for run in planned if run.options["method"] == "rp"]
+    runs = [run for run in planned if run.options["method"] == "parp"]
     assert [run.needs for run in runs] == [("dense-seed0",), ("dense-seed1",)]
 
 

@@ -26,22 +26,10 @@ from pruning.report.records import (
     sparsity,
     telling_options,
 )
+from pruning.schedules import prunes, title_of
 
 DATA = ("data", "corpus", "splits", "subset", "resample")  # options that make groups
 IN_COLUMNS = ("model", "target", "method", "sparsity", "lr", "seed")  # never in a label
-METHOD_NAMES = {
-    "rp": "RP",
-    "mpi": "MPI",
-    "omp": "OMP",
-    "imp": "IMP",
-    "parp": "PARP",
-    "parp-p": "PARP-P",
-    "parp-mask": "PARP mask",
-    "parp-cooldown": "PARP cool-down",
-    "gmp": "GMP",
-    "parp-latent": "PARP latent",
-}
-"""How papers write the methods; others go by their own name."""
 
 Told = Mapping[str, JsonObject]
 """What :func:`telling_options` returns, by name of the run."""
@@ -128,7 +116,7 @@ class Group:
     @property
     def sparsities(self) -> list[float]:
         """Sparsities of the pruned runs."""
-        return sorted({cell.sparsity for cell in self.cells if cell.method != "dense"})
+        return sorted({cell.sparsity for cell in self.cells if prunes(cell.method)})
 
     @property
     def labels(self) -> list[str]:
@@ -141,7 +129,7 @@ class Group:
     @property
     def dense(self) -> list[Cell]:
         """Cells of unpruned models: one, if there is one."""
-        return [cell for cell in self.cells if cell.method == "dense"]
+        return [cell for cell in self.cells if not prunes(cell.method)]
 
     @property
     def middle(self) -> list[Cell]:
@@ -151,7 +139,7 @@ class Group:
 
     def at(self, wanted: float) -> list[Cell]:
         """Return the cells of pruned models at one sparsity."""
-        return [c for c in self.cells if c.method != "dense" and c.sparsity == wanted]
+        return [c for c in self.cells if prunes(c.method) and c.sparsity == wanted]
 
 
 def build_groups(records: Sequence[Record]) -> list[Group]:
@@ -210,7 +198,7 @@ def _build_cells(members: Sequence[Record], told: Told, chosen: set[str]) -> lis
 
     return sorted(
         cells,
-        key=lambda c: (c.method != "dense", c.sparsity, method_rank(c.method), _natural(c.label)),
+        key=lambda c: (prunes(c.method), c.sparsity, method_rank(c.method), _natural(c.label)),
     )
 
 
@@ -218,9 +206,9 @@ def _label(record: Record, mates: Sequence[Record], told: Told) -> str:
     """Name a method and those of its options that tell a run from its mates."""
     method = record["results"]["method"]
     options = told[record["name"]]
-    words = [METHOD_NAMES.get(method, method)]
+    words = [title_of(method)]
     if record["results"]["steps"] == 0:
-        words.append("not trained" if method == "dense" else "one-shot")
+        words.append("one-shot" if prunes(method) else "not trained")
         options = {name: value for name, value in options.items() if name != "steps"}
     for name in _varied(mates, told):
         if name in options and options[name] != default_of(name, method):
@@ -388,7 +376,7 @@ def add_overlaps(runs: Runs, groups: Sequence[Group]) -> None:
     told = {record["name"]: telling_options(record) for record in runs.records}
     by_sparsity: dict[Any, list[tuple[Record, tuple[Any, ...]]]] = {}
 
-    for cell in (cell for group in groups for cell in group.cells if cell.method != "dense"):
+    for cell in (cell for group in groups for cell in group.cells if prunes(cell.method)):
         for record in cell.runs:
             what = (cell.label, _seed(record), record["results"]["target"])
             place = (cell.sparsity, record["results"]["model"], _data(record, told))

@@ -12,23 +12,25 @@ from data.intervals import Estimate
 from pruning.report.groups import Cell, Group, mask_drift, overlap, pair_runs
 from pruning.report.records import Runs
 from pruning.report.words import whole_percent
+from pruning.schedules import SCHEDULES, prunes
 
 DPI = 120
 # Wong's colours that are told apart with colour-blindness, and four of Tol's.
-COLOURS = {
-    "dense": "#000000",
-    "rp": "#999999",
-    "mpi": "#E69F00",
-    "omp": "#56B4E9",
-    "imp": "#009E73",
-    "parp": "#D55E00",
-    "parp-p": "#CC79A7",
-    "parp-mask": "#0072B2",
-    "parp-cooldown": "#882255",
-    "gmp": "#117733",
-    "parp-latent": "#332288",
-}
-MARKERS = dict(zip(COLOURS, "_xs^vDoP*<>", strict=True))
+PALETTE = (
+    "#000000",
+    "#999999",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#0072B2",
+    "#882255",
+    "#117733",
+    "#332288",
+)
+COLOURS = dict(zip(SCHEDULES, PALETTE, strict=False))  # methods that come later share a grey
+MARKERS = dict(zip(SCHEDULES, "_xs^vDoP*<>", strict=False))
 LINES = ("-", "--", ":", "-.")
 
 
@@ -138,10 +140,10 @@ def _error_vs_sparsity(group: Group, runs: Runs) -> tuple[str, Any] | None:
     for cell in group.dense:
         axes.axhline(100 * cell.test.rate, **styles[cell.label] | {"marker": "", "linewidth": 1.2})
         if cell.test.interval:
-            axes.axhspan(*_bounds(cell.test), color=COLOURS["dense"], alpha=0.06, linewidth=0)
+            axes.axhspan(*_bounds(cell.test), color=PALETTE[0], alpha=0.06, linewidth=0)
 
     for label in group.labels:
-        cells = [cell for cell in group.cells if cell.label == label and cell.method != "dense"]
+        cells = [cell for cell in group.cells if cell.label == label and prunes(cell.method)]
         if cells:
             x = [100 * cell.sparsity for cell in cells]
             low, high = zip(*(_bounds(cell.test) for cell in cells), strict=True)

@@ -13,8 +13,8 @@ from data.files import JsonObject, read_json, read_json_lines, to_json, write_fi
 from data.metrics import METRICS, deciding_metric
 from data.significance import pooled_rate
 from models.training.distill import DistillOptions
-from pruning.run.options import CHANGES_NOTHING, NOT_RECORDED, decided, default_options
-from pruning.schedules import SCHEDULES
+from pruning.run.options import CHANGES_NOTHING, NOT_RECORDED, as_recorded_now
+from pruning.schedules import SCHEDULES, prunes
 
 Record = dict[str, Any]
 
@@ -39,7 +39,6 @@ REQUIRED_RESULTS = (
 ENVIRONMENT = ("versions", "git", "device")
 AXES = ("model", "target", "method", "sparsity", "lr", "seed", "steps")
 TEACHING = tuple(field.name for field in fields(DistillOptions))
-_DEFAULTS = {name: value for name, value in default_options().items() if name not in NOT_RECORDED}
 COUNTS = ("substitutions", "deletions", "insertions", "reference_tokens")
 
 
@@ -226,7 +225,7 @@ def learning_rate(record: Record) -> float:
 def sparsity(record: Record) -> float:
     """Return the sparsity asked for, 0 for a method that prunes nothing."""
     results = record["results"]
-    return 0.0 if results["method"] == "dense" else float(results["sparsity"]["target"])
+    return float(results["sparsity"]["target"]) if prunes(results["method"]) else 0.0
 
 
 def error_rate(record: Record, split: str = "test") -> float:
@@ -247,8 +246,9 @@ def telling_options(record: Record) -> dict[str, Any]:
     Without a teacher those of teaching do not. In the path of a teacher the run's own seed is
     ``seed*``, as the seeds of one setting may each have a teacher of theirs.
     """
-    options = decided(_DEFAULTS | record["options"])
-    options = {name: value for name, value in options.items() if name not in CHANGES_NOTHING}
+    options = as_recorded_now(record["options"])
+    kept = options.keys() - {*CHANGES_NOTHING, *NOT_RECORDED}
+    options = {name: options[name] for name in kept}
     if options.get("teacher") is None:
         return {name: value for name, value in options.items() if name not in TEACHING}
     seed = record["results"]["seed"]
@@ -257,7 +257,7 @@ def telling_options(record: Record) -> dict[str, Any]:
 
 def default_of(name: str, method: str) -> Any:
     """Return what an option of train.py is where a run with ``method`` is not given it."""
-    return decided(_DEFAULTS | {"method": method}).get(name)
+    return as_recorded_now({"method": method}).get(name)
 
 
 def setting(record: Record, without: Iterable[str] = ("lr", "seed")) -> tuple[tuple[str, Any], ...]:

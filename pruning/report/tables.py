@@ -32,8 +32,9 @@ from pruning.report.words import (
     table,
     whole_percent,
 )
+from pruning.run.options import TrainOptions
+from pruning.schedules import is_reference, prunes
 
-REFERENCES = ("dense", "mpi", "omp")
 NUM_TENSORS = 3
 MARGIN = 0.01  # of the error rate: what may count as no worse
 INTRODUCTION = """# Results
@@ -213,13 +214,14 @@ def _options(group: Group) -> list[str]:
     rows = []
     for cell in group.cells:
         options = telling_options(cell.runs[0])
+        unused = TrainOptions.unused_options(cell.runs[0]["options"])
         recipe = cell.runs[0]["recipe"]
         values = []
         for name in group.varied:
             value = options.get(name)
             value = recipe.get(name) if value is None else value
-            if cell.method == "dense" and name in cell.runs[0]["results"]["pruning"]:
-                value = None  # which says nothing of a run that prunes nothing
+            if name in unused:
+                value = None
             values.append("" if value is None else describe_value(value))
         rows.append((cell.label, whole_percent(cell.sparsity), *values))
     names = [name.replace("_", " ") for name in group.varied]
@@ -231,7 +233,7 @@ def _against_dense(group: Group, margin: float) -> list[str]:
     """Compare every pruned row with every dense one that has a seed in common with it."""
     rows, units = [], []
     for cell in group.cells:
-        for dense in group.dense if cell.method != "dense" else ():
+        for dense in group.dense if prunes(cell.method) else ():
             pairs = pair_runs(cell, dense)
             if not pairs:
                 continue
@@ -299,10 +301,10 @@ def _tuning(group: Group) -> list[str]:
 def _tests(group: Group) -> list[str]:
     rows = []
     for cell in group.cells:
-        others = [*group.dense, *(c for c in group.at(cell.sparsity) if c.method in REFERENCES)]
+        others = [*group.dense, *(c for c in group.at(cell.sparsity) if is_reference(c.method))]
         for other in others:
             pairs = pair_runs(cell, other)
-            if cell is not other and cell.method != "dense" and pairs:
+            if cell is not other and prunes(cell.method) and pairs:
                 rows.append((cell.label, whole_percent(cell.sparsity), other.label, *_test(pairs)))
     if not rows:
         return []

@@ -2,23 +2,36 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from data.inputs import DataOptions
 from data.options import option
 from models import MODEL_NAMES
 from models.training.distill import DistillOptions
 from models.training.recipes import FitOptions
-from pruning.interface import PruneOptions
-from pruning.schedules import SCHEDULES
+from pruning.schedules import OPTIONS_TAKEN, SCHEDULES, MethodOptions, methods_taking
 
 NOT_RECORDED = ("resume", "out", "device", "reuse")  # where and how, not what
 CHANGES_NOTHING = ("cache", "log_every")  # options that leave the results as they are
 
 
+def _takers() -> dict[str, str]:
+    """Return by option which methods take it, where not all do."""
+    notes = {}
+    for each in fields(MethodOptions):
+        taking = methods_taking(each.name).split(", ")
+        others = [name for name in SCHEDULES if name not in taking]
+        if others:
+            few = len(taking) <= len(SCHEDULES) / 2
+            notes[each.name] = ", ".join(taking) if few else f"not {', '.join(others)}"
+    return notes
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(DataOptions, FitOptions, DistillOptions, PruneOptions):
+class TrainOptions(DataOptions, FitOptions, DistillOptions, MethodOptions):
     """The run."""
+
+    notes: ClassVar[Mapping[str, str]] = _takers()
 
     model: str = option(
         f"{', '.join(MODEL_NAMES)}; or weights of any other size, as --init takes them, which are "
@@ -38,10 +51,58 @@ class TrainOptions(DataOptions, FitOptions, DistillOptions, PruneOptions):
     eval_every: int | None = option("steps between dev scores, else an epoch", None, positive=True)
     log_every: int = option("steps between train events", 10, positive=True)
 
+    def __post_init__(self) -> None:
+        """Check the ranges, and that nothing is asked for that would change nothing."""
+        super().__post_init__()
+        values = vars(self)
+        unused = self.unused_options(values)
+        for each in fields(self):
+            if each.name in unused and values[each.name] != each.default:
+                flag = "--" + each.name.replace("_", "-")
+                raise ValueError(f"{flag} {unused[each.name]}, or leave it out")
 
-def method_of(options: TrainOptions) -> str:
-    """Return the method asked for, by default parp, or dense at sparsity 0."""
-    return options.method or ("parp" if options.sparsity else "dense")
+    @classmethod
+    def unused_options(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        """Return by name why an option changes nothing beside the values of others.
+
+        Args:
+            values: Of the options that are not at their defaults, and of any others. A method that
+                is not known here is taken to use all.
+        """
+        method = method_of(values)
+        unused = {}
+        if method in SCHEDULES:
+            names = {each.name for each in fields(MethodOptions)} - OPTIONS_TAKEN[method]
+            for name in names:
+                unused[name] = f"is not for {method}: use it with {methods_taking(name)}"
+
+        if values.get("teacher") in (None, "none"):
+            names = {each.name for each in fields(DistillOptions)} - {"teacher"}
+            unused |= dict.fromkeys(names, "is for a run with a teacher: give --teacher")
+        target = values.get("target", "phone")
+        for name, wanted in (("phones", "phone"), ("subword_vocab", "subword")):
+            if target != wanted:
+                unused[name] = f"is for another target: give --target {wanted}"
+        return unused
+
+
+def method_of(options: Mapping[str, Any]) -> str:
+    """Return the method that options ask for, by default parp, or dense at sparsity 0."""
+    return options.get("method") or ("parp" if options.get("sparsity") else "dense")
+
+
+def used_options(options: Mapping[str, Any], keep_vital: bool = False) -> dict[str, Any]:
+    """Return the options without those that change nothing beside the others.
+
+    Args:
+        options: By name; what is none of train.py's stays.
+        keep_vital: Whether to keep those without which the run would not be what was asked for,
+            for train.py to refuse.
+    """
+    unused = {*TrainOptions.unused_options(options)}
+    if keep_vital:
+        unused -= {each.name for each in fields(TrainOptions) if each.metadata.get("vital")}
+    return {name: value for name, value in options.items() if name not in unused}
 
 
 def recorded_options(options: TrainOptions) -> dict[str, Any]:
@@ -49,16 +110,18 @@ def recorded_options(options: TrainOptions) -> dict[str, Any]:
 
     What the method decides where it is not given is recorded as decided.
     """
-    chosen = decided(asdict(options) | {"method": method_of(options)})
+    chosen = as_recorded_now(asdict(options))
     return {name: value for name, value in chosen.items() if name not in NOT_RECORDED}
 
 
-def decided(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with what the method decides where it is not given."""
-    chosen = dict(options)
-    if chosen.get("cooldown") is None and chosen.get("method") in SCHEDULES:
-        chosen["cooldown"] = SCHEDULES[chosen["method"]].default_cooldown
-    return chosen
+def as_recorded_now(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's options, of an earlier version too, as a run of today would record them.
+
+    Those that are newer than the run, or change nothing in it, are at their defaults.
+    """
+    chosen = default_options() | used_options({**options, "method": method_of(options)})
+    cls = SCHEDULES.get(chosen["method"])
+    return cls.resolve(chosen) if cls else chosen
 
 
 def default_options() -> dict[str, Any]:

@@ -26,7 +26,7 @@ from models.training.recipes import recipe_of
 from pruning.interface import Schedule
 from pruning.mask_file import weights_hash
 from pruning.run.options import TrainOptions, method_of
-from pruning.schedules import SCHEDULES, build_schedule
+from pruning.schedules import build_schedule
 from pruning.scope import choose_scope
 
 
@@ -68,11 +68,10 @@ def make_plan(options: TrainOptions) -> Plan:
     """
     if know_model(options.model) and options.init == "auto":
         options = replace(options, init=options.model)
-    method = method_of(options)
+    method = method_of(vars(options))
     schedule = build_schedule(method, options)
     recipe = recipe_of(options.model, options.target, options)
     out, _ = locate_run(options.out, options.resume)
-    _check_pruning(options, method, schedule)
     _check_teacher(options, method, schedule, out)
     data = _find_data_and_weights(options)
 
@@ -96,12 +95,6 @@ def make_plan(options: TrainOptions) -> Plan:
         out=out,
         last=last,
     )
-
-
-def _check_pruning(options: TrainOptions, method: str, schedule: Schedule) -> None:
-    if options.init_mask and not schedule.takes_masks:
-        able = ", ".join(name for name, cls in SCHEDULES.items() if cls.takes_masks)
-        raise ValueError(f"--init-mask is not for {method}: use it with {able}")
 
 
 def _check_teacher(options: TrainOptions, method: str, schedule: Schedule, out: Path) -> None:
@@ -189,7 +182,7 @@ def initial_checkpoint(plan: Plan) -> Checkpoint:
     checkpoint.run = RunFacts(
         **{name: getattr(options, name) for name in as_given},
         method=plan.method,
-        sparsity=0.0 if plan.method == "dense" else options.sparsity,
+        sparsity=options.sparsity,
         **choose_scope(family.prune_scopes, options),
         init=source,
         freeze=choose_frozen(family, options.freeze, source),

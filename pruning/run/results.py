@@ -9,10 +9,10 @@ from torch import Tensor
 from data.corpus import Split
 from eval import Decoding, Scores, describe_weights, results, score, write_alignments
 from models.checkpoint import load_checkpoint
-from pruning.interface import PruneOptions
 from pruning.run.options import recorded_options
+from pruning.run.stages import load_stage
 from pruning.run.state import Run
-from pruning.stages import load_stage
+from pruning.schedules import MethodOptions
 
 
 def score_run(run: Run, split: Split, inputs: Sequence[Tensor] | None = None) -> Scores:
@@ -39,7 +39,7 @@ def final_report(run: Run) -> dict[str, Any]:
             "dev": results(score_run(run, run.data.dev, run.dev_inputs), best),
             "best_step": best.run.step,
             "skipped_steps": run.optimizer.check(),
-            "pruning": {each.name: options[each.name] for each in fields(PruneOptions)}
+            "pruning": {each.name: options[each.name] for each in fields(MethodOptions)}
             | {"scope": best.run.scope, "biases": best.run.biases},
             "teacher": asdict(teacher) if teacher else None,
             "cost": total_cost(run),

@@ -29,6 +29,7 @@ from pruning.sweep.plan import (
     first_runs,
     has_files,
     train_command,
+    unused_options,
 )
 
 LOCK_SECONDS = 3.0
@@ -250,6 +251,8 @@ def run_command(argv: Sequence[str] | None) -> int:
 
     config = load_config(arguments.config)
     first = first_runs(config)
+    for line in unused_options(config):
+        sys.stderr.write(f"{line}\n")
     if arguments.dry_run:
         show_plan(config, first)
         return 0

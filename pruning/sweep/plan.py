@@ -11,16 +11,19 @@ from typing import Any
 
 import train
 from data.options import check_value
+from models.training.distill import SELF
+from pruning.interface import Schedule
 from pruning.report.records import Record
 from pruning.run.options import (
     CHANGES_NOTHING,
     TrainOptions,
-    decided,
+    as_recorded_now,
     default_options,
     method_of,
     recorded_options,
+    used_options,
 )
-from pruning.schedules import build_schedule
+from pruning.schedules import SCHEDULES, build_schedule, prunes
 from pruning.sweep.config import Grid, Options, SweepConfig
 
 TRAIN_SCRIPT = Path(train.__file__).resolve()
@@ -35,7 +38,7 @@ class Point:
 
     Attributes:
         grid: The grid; its options are told in the names of the runs.
-        options: Options of train.py.
+        options: Options of train.py, also such as change nothing in this run.
     """
 
     grid: Grid
@@ -85,16 +88,13 @@ def first_runs(config: SweepConfig) -> list[PlannedRun]:
         ValueError: If two would have one name, train.py would refuse the options of one, one has
             other options than its record among the finished, or runs wait for one another.
     """
-    return _link(
-        config,
-        [
-            _named((*point.grid, *config.tune), point.options | trial)
-            for point in _points(config)
-            if _is_tuned(config, point)
-            for trial in _product(config.tune)
-        ],
-        earlier=[],
-    )
+    runs = [
+        _named((*point.grid, *config.tune), trial)
+        for point in _points(config)
+        if _is_tuned(config, point)
+        for trial in _trials(config, point.options)
+    ]
+    return _link(config, runs, earlier=[])
 
 
 def chosen_runs(
@@ -113,40 +113,67 @@ def chosen_runs(
     Raises:
         ValueError: As :func:`first_runs` does.
     """
-    trials = list(_product(config.tune))
     names = {_key(run.options): run.name for run in first}
     chosen = []
     for point in _points(config):
         if _is_tuned(config, point):
             continue
-        tried = [names.get(_key(point.at_first_seed() | trial), "") for trial in trials]
-        rates = [dev_rates.get(name) for name in tried]
-        known = [rate for rate in rates if rate is not None]
-        if len(known) == len(trials):
-            ranked = zip(known, trials, strict=True)
+        trials = _trials(config, point.at_first_seed())
+        rates = [dev_rates.get(names.get(_key(trial), "")) for trial in trials]
+        ranked = [
+            (rate, {key: trial[key] for key in config.tune if key in trial})
+            for rate, trial in zip(rates, trials, strict=True)
+            if rate is not None
+        ]
+        if len(ranked) == len(trials):
             best = min(ranked, key=lambda pair: (pair[0], *pair[1].values()))[1]
-            chosen.append(_named((*point.grid, *config.tune), point.options | best))
+            options = _of_its_own(point.options | best)
+            chosen.append(_named((*point.grid, *config.tune), options))
     return _link(config, chosen, first)
 
 
 def count_runs(config: SweepConfig) -> int:
     """Return how many runs the config file asks for, without those that only support others."""
-    num_trials = len(list(_product(config.tune)))
-    return sum(num_trials if _is_tuned(config, point) else 1 for point in _points(config))
+    return sum(
+        len(_trials(config, point.options)) if _is_tuned(config, point) else 1
+        for point in _points(config)
+    )
+
+
+def unused_options(config: SweepConfig) -> list[str]:
+    """Return a line for each option that changes nothing in any run that it is given to."""
+    said = []
+    used_by_any = set()
+    for grid in config.grids:
+        combinations = [config.train | values for values in _product(grid)]
+        used = {key for each in combinations for trial in _trials(config, each) for key in trial}
+        said += [_unused("grid", key, combinations) for key in grid if key not in used]
+        used_by_any |= used
+    for table, options in (("train", config.train), ("tune", config.tune)):
+        said += [_unused(table, key, combinations) for key in options if key not in used_by_any]
+    return said
+
+
+def _unused(table: str, name: str, combinations: Sequence[Options]) -> str:
+    why = TrainOptions.unused_options(combinations[0])[name]
+    return f"{name} in [{table}] {why}; left out"
 
 
 def _points(config: SweepConfig) -> list[Point]:
-    """Return each combination of each grid once, those of dense without a sparsity."""
-    points: list[Point] = []
-    known = set()
+    """Return each combination of each grid; where several are the same runs, the first."""
+    points: dict[frozenset[Any], Point] = {}
     for grid in config.grids:
         for values in _product(grid):
             options = config.train | values
-            options = _as_dense(options) if options.get("method") == "dense" else options
-            if _key(options) not in known:
-                known.add(_key(options))
-                points.append(Point(grid, options))
-    return points
+            runs = frozenset(_key(trial) for trial in _trials(config, options))
+            points.setdefault(runs, Point(grid, options))
+    return list(points.values())
+
+
+def _trials(config: SweepConfig, options: Options) -> list[Options]:
+    """Return options with each combination of the tuned values that changes something."""
+    trials = (_of_its_own(options | values) for values in _product(config.tune))
+    return list({_key(trial): trial for trial in trials}.values())
 
 
 def _is_tuned(config: SweepConfig, point: Point) -> bool:
@@ -163,14 +190,28 @@ def _key(options: Options) -> frozenset[tuple[str, Any]]:
     return frozenset(options.items())
 
 
-def _as_dense(options: Options) -> Options:
-    """Return the options of the dense run that goes with a run; it can't be its own teacher."""
-    dense = {key: options[key] for key in options if key != "sparsity"} | {"method": "dense"}
-    return dense | {"teacher": "none"} if dense.get("teacher") == "self" else dense
+def _of_its_own(options: Options) -> Options:
+    """Return a run's options without those, meant for other runs, that change nothing in it."""
+    if options.get("teacher") == SELF and not prunes(method_of(options)):
+        options = options | {"teacher": "none"}  # it is the one who would teach
+    return used_options(options, keep_vital=True)
+
+
+def _first_run(options: Options) -> Options | None:
+    """Return the options of the run that is the first stage of this one, if there is such a run."""
+    lender = _schedule(options).first_run
+    if lender is None:
+        return None
+    (name,) = (name for name, cls in SCHEDULES.items() if cls is lender)
+    return _of_its_own(options | {"method": name})
+
+
+def _schedule(options: Options) -> type[Schedule]:
+    return SCHEDULES[method_of(options)]
 
 
 def _named(varied: Sequence[str], options: Options) -> PlannedRun:
-    """Name a run by the options that vary, such as phone-omp-0.5-seed0."""
+    """Name a run by the options that vary, such as phone-parp-0.5-seed0."""
     varied = [key for key in varied if key in options]
     first = [key for key in NAMED_FIRST if key in varied or (key == "method" and key in options)]
     others = [key for key in varied if key not in (*NAMED_FIRST, "seed")]
@@ -184,14 +225,14 @@ def _named(varied: Sequence[str], options: Options) -> PlannedRun:
 def _link(
     config: SweepConfig, runs: Sequence[PlannedRun], earlier: Sequence[PlannedRun]
 ) -> list[PlannedRun]:
-    """Add the dense runs that omp needs, say which run needs which, and check them all."""
+    """Add the runs that are first stages of others, say which needs which, and check them all."""
     known = {_key(run.options): run for run in (*earlier, *runs)}
     linked = list(runs)
     for run in runs:
-        dense = _as_dense(run.options)
-        if run.options.get("method") == "omp" and _key(dense) not in known:
-            known[_key(dense)] = replace(_named(run.varied, dense), support=True)
-            linked.append(known[_key(dense)])
+        first = _first_run(run.options)
+        if first is not None and _key(first) not in known:
+            known[_key(first)] = replace(_named(run.varied, first), support=True)
+            linked.append(known[_key(first)])
     if len({run.name for run in known.values()}) < len(earlier) + len(linked):
         raise ValueError("two runs would share a folder: their values differ in signs only")
 
@@ -212,21 +253,23 @@ def _link(
 def _source(config: SweepConfig, run: PlannedRun, known: Known) -> str | None:
     """Return the run whose stages are the first ones of this run, if there is one."""
     options = run.options
-    if options.get("method") == "omp":
-        return known[_key(_as_dense(options))].name
-    if options.get("method") != "imp" or "sparsity" not in options:
+    first = _first_run(options)
+    if first is not None:
+        return known[_key(first)].name
+    key = _schedule(options).longer_by
+    if key is None or key not in options:
         return None
-    # The longest chain of rounds holds all shorter ones. One that would have to be run again for
-    # its files costs more than it saves.
-    rounds = {
-        other.options["sparsity"]: other.name
+    # The run with the most stages has all those of the others. One that would have to be run again
+    # for its files costs more than it saves.
+    lenders = {
+        other.options[key]: other.name
         for other in known.values()
-        if other.options | {"sparsity": options["sparsity"]} == options
-        and "sparsity" in other.options
+        if key in other.options
+        and other.options | {key: options[key]} == options
         and (other is run or not _is_gone(config, other.name))
     }
-    longest = max(rounds)
-    return rounds[longest] if longest > options["sparsity"] else None
+    highest = max(lenders)
+    return lenders[highest] if highest > options[key] else None
 
 
 def _read(config: SweepConfig, run: PlannedRun, known: Known) -> tuple[str, ...]:
@@ -256,7 +299,7 @@ def _check(config: SweepConfig, run: PlannedRun) -> None:
     }
     try:
         options = TrainOptions(**typed)
-        build_schedule(method_of(options), options)
+        build_schedule(method_of(vars(options)), options)
     except ValueError as error:
         raise ValueError(f"run {run.name}: {error}") from None
     if record := config.records.get(run.name):
@@ -265,7 +308,7 @@ def _check(config: SweepConfig, run: PlannedRun) -> None:
 
 def _check_record(options: Options, record: Record, where: str) -> None:
     """Refuse a record of other options; those that it lacks were at their defaults."""
-    before = decided(DEFAULTS | record["options"])
+    before = as_recorded_now(record["options"])
     differing = [
         f"{key} was {before.get(key)!r}"
         for key in sorted({*options, *record["options"]} - {*CHANGES_NOTHING})

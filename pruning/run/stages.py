@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from data.files import read_json, write_file
-from pruning.interface import PruneOptions
+from models.training.distill import SELF, DistillOptions
+from pruning.interface import Schedule
+from pruning.run.options import TrainOptions, as_recorded_now, recorded_options
+from pruning.schedules import SCHEDULES, MethodOptions
 
 FORMAT = "parp-stage"
-# Options that change no weight of a stage.
-_PRUNING = {field.name for field in fields(PruneOptions)}
-_PRUNING -= {"seed", "rewind_step", "scope", "biases", "pattern"}  # these say what is handed on
-_MAY_DIFFER = {"dense": _PRUNING, "round": {"sparsity"}, "parp": set[str]()}
-_TEACHING = {"teacher", "distill_task", "distill_logits", "distill_hidden", "temperature"}
-_NEVER_MATTER = {"method", "out", "device", "resume", "reuse", "cache", "log_every", "patience"}
+NEVER_MATTER = {"method", "out", "device", "resume", "reuse", "cache", "log_every", "patience"}
+PRUNING = {field.name for field in fields(MethodOptions)}
+TEACHING = {field.name for field in fields(DistillOptions)}
 
 
 @dataclass(frozen=True)
@@ -66,36 +66,36 @@ def load_stage(folder: Path, name: str) -> Stage:
     return Stage(content["weights"], content["steps"], content["seconds"])
 
 
-def finished_stage(
-    folder: Path, name: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> Stage | None:
-    """Return a stage that the run has finished, or that the run given as ``reuse`` has.
+def finished_stage(folder: Path, schedule: Schedule, options: TrainOptions) -> Stage | None:
+    """Return the stage under way if the run has finished it, or the run given as ``reuse`` has.
 
     Args:
         folder: The run.
-        name: Name of the stage.
+        schedule: Its method.
         options: All its options.
-        defaults: Values of options that are newer than the other run, under which it was begun.
 
     Raises:
         ValueError: If the other run has such a stage, but would have trained it otherwise.
     """
+    name = schedule.stage_name
     if _stage_path(folder, name).is_file():
         return load_stage(folder, name)
-    if options["reuse"] is None:
+    if options.reuse is None:
         return None
-    other = Path(options["reuse"])
+
+    other = Path(options.reuse)
     remedy = "give the run folder of a run to --reuse"
     if not (other / "config.json").is_file():
         raise ValueError(f"{other} has no config.json: {remedy}")
     if not _stage_path(other, name).is_file():
         return None
-    config = read_json(other / "config.json", remedy)
-    _check_reusable(other, name, options, {**(defaults or {}), **config["options"]})
-    if options["rewind_step"]:
+    begun = as_recorded_now(read_json(other / "config.json", remedy)["options"])
+    _check_reusable(other, schedule, recorded_options(options), begun)
+
+    if options.rewind_step:
         _copy(other / "rewind.pt", folder / "rewind.pt")
-    if options["teacher"] == "self" and _is_dense(name):
-        _copy(_dense_model(other, config["options"]), folder / "teacher.pt")
+    if options.teacher == SELF and _is_dense(schedule):
+        _copy(_dense_model(other, begun, schedule), folder / "teacher.pt")
     _copy(_stage_path(other, name), _stage_path(folder, name))
     return load_stage(folder, name)
 
@@ -114,16 +114,16 @@ def _copy(source: Path, path: Path) -> None:
         write_file(path, lambda file: shutil.copyfileobj(original, file))
 
 
-def _is_dense(name: str) -> bool:
-    """Say whether nothing is pruned in a stage."""
-    return name in ("dense", "round-1")
+def _is_dense(schedule: Schedule) -> bool:
+    """Say whether nothing is pruned in the stage under way."""
+    return schedule.rewinds and schedule.stage == 0
 
 
-def _dense_model(folder: Path, options: Mapping[str, Any]) -> Path:
+def _dense_model(folder: Path, options: Mapping[str, Any], schedule: Schedule) -> Path:
     """Return the file of the whole model that the dense stage of a run has left."""
-    if options.get("teacher") == "self":
+    if options["teacher"] == SELF:
         return folder / "teacher.pt"
-    if options["method"] == "dense":
+    if schedule.first_run and SCHEDULES.get(options["method"]) is schedule.first_run:
         return folder / "best.pt"
     raise ValueError(
         f"{folder} keeps no whole model of its dense stage to learn from: give a dense run, or one "
@@ -132,18 +132,19 @@ def _dense_model(folder: Path, options: Mapping[str, Any]) -> Path:
 
 
 def _check_reusable(
-    folder: Path, name: str, options: Mapping[str, Any], other: Mapping[str, Any]
+    folder: Path, schedule: Schedule, options: Mapping[str, Any], other: Mapping[str, Any]
 ) -> None:
-    may_differ = _MAY_DIFFER[name.split("-")[0]] | _NEVER_MATTER
+    may_differ = NEVER_MATTER | PRUNING - schedule.stage_options(schedule.stage)
     # A run that is its own teacher learns from none until its dense stage is over.
-    untaught = {None, "self"} if _is_dense(name) else {None}
-    if {options["teacher"], other.get("teacher")} <= untaught:
-        may_differ |= _TEACHING
+    untaught = {None, SELF} if _is_dense(schedule) else {None}
+    if {options["teacher"], other["teacher"]} <= untaught:
+        may_differ |= TEACHING
+
     differing = [k for k in options if k not in may_differ and options[k] != other.get(k)]
     if differing:
         shown = ", ".join(f"{key} is {other.get(key)!r} there" for key in differing)
         raise ValueError(
-            f"stage {name} of {folder} is not what this run would train ({shown}): "
+            f"stage {schedule.stage_name} of {folder} is not what this run would train ({shown}): "
             "give another run to --reuse, or none"
         )
 
