@@ -63,7 +63,10 @@ def _refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
     return errors
 
 
-def test_page_and_tables_are_the_same_from_runs_json(report: Path, tmp_path: Path) -> None:
+def test_page_and_tables_are_the_same_from_runs_json(
+    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruning.report.plots.DPI", 30)
     assert main([str(report / "runs.json"), "--out", str(tmp_path)]) == 0
     for name in ("results.md", "results.csv", "summary.csv", "costs.csv", "runs.json"):
         assert (tmp_path / name).read_bytes() == (report / name).read_bytes(), name
@@ -71,9 +74,18 @@ def test_page_and_tables_are_the_same_from_runs_json(report: Path, tmp_path: Pat
 
 def test_report_holds_nothing_but_its_files(report: Path) -> None:
     names = {path.name for path in report.iterdir()}
-    kinds = ("error_vs_sparsity", "iou", "sparsity_by_layer", "revival", "learning_curves", "cost")
+    kinds = (
+        "error_vs_sparsity",
+        "against_dense",
+        "iou",
+        "sparsity_by_layer",
+        "revival",
+        "learning_curves",
+        "cost",
+    )
     plots = {f"{kind}-w2v2-demo-phone.png" for kind in kinds}
-    assert names == plots | {"runs.json", "results.csv", "summary.csv", "costs.csv", "results.md"}
+    tables = {"results.csv", "summary.csv", "costs.csv", "results.md", "results.html", "tables.tex"}
+    assert names == plots | tables | {"runs.json"}
 
 
 def test_plots_are_pictures_of_moderate_size(report: Path) -> None:
@@ -213,7 +225,7 @@ def test_weights_of_a_teacher_are_in_a_label_where_taught_runs_differ_in_them(
     assert group.labels == labels
 
 
-def _drift(events: list[tuple[float, int, int, float, float]]) -> list[tuple[float, float]]:
+def _drift(events: list[tuple[float, int, int, float, float]]) -> list[tuple[Any, float]]:
     """Overlaps of a run of 1000 weights, of re-prunes: sparsity, pruned, revived, overlaps."""
     names = ("sparsity", "newly_pruned", "revived", "iou_first", "iou_previous")
     reprunes = [{"step": 1, "threshold": 0.1} | dict(zip(names, e, strict=True)) for e in events]
@@ -231,6 +243,10 @@ def test_weights_that_came_back_lower_the_overlap_with_the_first_mask() -> None:
     # 650 kept, then 300 of which 10 are new: they share 290 and keep 660 together.
     moved = [(0.7, 360, 10, 290 / 660, 290 / 660)]
     assert _drift(moved)[0][0] == pytest.approx(290 / 660 / (300 / 650))
+
+
+def test_a_first_mask_that_dropped_nothing_has_no_overlap_to_report() -> None:
+    assert _drift([(0.4, 400, 0, 0.6, 0.6), (0.7, 300, 0, 0.3, 0.5)]) == [(None, 1.0), (None, 1.0)]
 
 
 def test_overlap_of_equal_masks_is_the_intersection_over_union() -> None:

@@ -5,7 +5,8 @@
     python -m pruning.report runs --compare parp-0 mpi-0         # paired tests, nothing written
 
 A report is runs.json (from which all else can be made again), results.csv, summary.csv, costs.csv,
-results.md and PNG plots. What was there before is replaced when everything has been computed.
+results.md with its plots, results.html, which needs no other file, and tables.tex. What was there
+before is replaced when everything has been computed.
 """
 
 import sys
@@ -18,7 +19,9 @@ from data.intervals import UNITS
 from data.options import OptionParser, command, run_program
 from data.significance import mapsswe, pooled_rate
 from pruning.report.groups import add_overlaps, build_groups, difference_of
-from pruning.report.plots import draw_plots
+from pruning.report.html import html_page
+from pruning.report.latex import latex_tables
+from pruning.report.plots import FORMATS, draw_plots
 from pruning.report.records import (
     Record,
     Runs,
@@ -34,15 +37,18 @@ from pruning.report.records import (
 )
 from pruning.report.tables import MARGIN, results_page, summary_csv
 from pruning.report.words import LEAST_P, describe_value, p_value, rate_and_interval
+from pruning.report.worst import worst_utterances
 
 
-def write_report(runs: Runs, out: Path, plots: bool = True, margin: float = MARGIN) -> None:
+def write_report(
+    runs: Runs, out: Path, formats: Sequence[str] = ("png",), margin: float = MARGIN
+) -> None:
     """Write the report of ``runs`` into the folder ``out``.
 
     Args:
         runs: What :func:`load_runs` returned; overlaps that it lacks are added.
         out: Folder, made where it is missing; files of the same names are replaced.
-        plots: Whether to draw plots.
+        formats: What plots are written as, "png" or "pdf"; none are drawn where it is empty.
         margin: What a pruned model may err more than a dense one and count as no worse.
 
     Raises:
@@ -53,19 +59,27 @@ def write_report(runs: Runs, out: Path, plots: bool = True, margin: float = MARG
         raise ValueError(f"{out} is a file: give a folder as --out")
     groups = build_groups(runs.records)
     add_overlaps(runs, groups)
-    drawn = {group.slug: draw_plots(group, runs) if plots else {} for group in groups}
+    wanted = tuple(dict.fromkeys((*formats, "png")))  # the HTML page shows PNG
+    drawn = {group.slug: draw_plots(group, runs, wanted) if formats else [] for group in groups}
+    shown = formats[0] if formats and "png" not in formats else "png"
     captions = {
-        slug: {name: caption for name, (caption, _) in images.items()}
-        for slug, images in drawn.items()
+        slug: {f"{plot.name}.{shown}": plot.caption for plot in plots}
+        for slug, plots in drawn.items()
     }
+    page = results_page(runs, groups, captions, margin)
+    every = [plot for plots in drawn.values() for plot in plots]
+    pictures = {f"{plot.name}.{shown}": plot.images["png"] for plot in every}
+    worst = {group.title: worst_utterances(group, runs) for group in groups}
     contents = {
         "runs.json": dump_runs(runs).encode(),
         "results.csv": results_csv(runs.records).encode(),
         "costs.csv": costs_csv(runs.records).encode(),
         "summary.csv": summary_csv(groups).encode(),
-        "results.md": results_page(runs, groups, captions, margin).encode(),
+        "results.md": page.encode(),
+        "results.html": html_page(page, pictures, worst).encode(),
+        "tables.tex": latex_tables(groups).encode(),
     }
-    contents |= {name: png for images in drawn.values() for name, (_, png) in images.items()}
+    contents |= {f"{plot.name}.{kind}": plot.images[kind] for plot in every for kind in formats}
     write_files({out / name: content for name, content in contents.items()}, "give another --out")
 
 
@@ -149,6 +163,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def plot_formats(text: str) -> tuple[str, ...]:
+    """Read formats of plots, joined by commas; argparse makes a message of the error."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise ArgumentTypeError(f"{unknown[0]!r} is unknown: give {', '.join(FORMATS)}, or both")
+    return names
+
+
 def run_command(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     description = (__doc__ or "").split("\n")[0]
@@ -163,12 +185,17 @@ def run_command(argv: Sequence[str] | None) -> None:
         f"no worse (default {MARGIN:g})"
     )
     parser.add_argument("--margin", type=fraction, default=MARGIN, metavar="RATE", help=margin_help)
-    parser.add_argument("--no-plots", action="store_true", help="make no PNG plots")
+    format_help = "what plots are written as, at 300 dpi: png, pdf, or png,pdf (default png)"
+    parser.add_argument("--format", type=plot_formats, metavar="FORMATS", help=format_help)
+    parser.add_argument("--no-plots", action="store_true", help="make no plots")
     arguments = parser.parse_args(argv)
     if not arguments.compare and not (arguments.runs and arguments.out):
         parser.error("give RUNS and --out DIR, or --compare RUN_A RUN_B")
     if arguments.out and not arguments.runs:
         parser.error("--out needs RUNS to report")
+    if arguments.format and arguments.no_plots:
+        parser.error("--format is of plots, and --no-plots makes none: leave one out")
+    formats = () if arguments.no_plots else arguments.format or ("png",)
     runs = load_runs(arguments.runs)
     for name in runs.repeated:
         sys.stderr.write(f"{name} was run twice with the same options: the first given counts\n")
@@ -177,7 +204,7 @@ def run_command(argv: Sequence[str] | None) -> None:
         sys.stdout.write(compare(first, second))
 
     if arguments.out:
-        write_report(runs, arguments.out, not arguments.no_plots, arguments.margin)
+        write_report(runs, arguments.out, formats, arguments.margin)
         sys.stdout.write(f"{len(runs.records)} runs: {arguments.out / 'results.md'}\n")
 
 

@@ -309,7 +309,8 @@ class Drift:
         revived: Weights that came back.
         size: Weights in scope.
         threshold: Magnitude of the largest weight that was dropped.
-        first: Overlap with the first mask of the stage, see :func:`mask_drift`.
+        first: Overlap with the first mask of the stage, see :func:`mask_drift`; None where that
+            mask dropped nothing, so that every other lies in it.
         previous: The same with the mask before.
     """
 
@@ -317,7 +318,7 @@ class Drift:
     revived: int
     size: int
     threshold: float
-    first: float
+    first: float | None
     previous: float
 
 
@@ -341,7 +342,9 @@ def mask_drift(record: Record) -> list[Drift]:
                 event["revived"],
                 size,
                 event["threshold"],
-                first=_of_nested(event["iou_first"], kept, kept_first),
+                first=_of_nested(event["iou_first"], kept, kept_first)
+                if kept_first < size
+                else None,
                 previous=_of_nested(event["iou_previous"], kept, kept_before),
             )
         )

@@ -415,7 +415,7 @@ def _revival(group: Group) -> list[str]:
                 *(f"{drift.revived:,}" for drift in moments),
                 percent(sum(drift.revived for drift in drifts) / drifts[0].size, 4),
                 f"{drifts[0].threshold:.3g} to {drifts[-1].threshold:.3g}",
-                f"{drifts[-1].first:.4f}",
+                "" if drifts[-1].first is None else f"{drifts[-1].first:.4f}",
                 f"{drifts[-1].previous:.4f}",
             )
         )
@@ -434,7 +434,8 @@ def _revival(group: Group) -> list[str]:
     )
     note = (
         "Weights that a re-prune let back in, of the lowest seed; overlaps are of the last one, as "
-        "shares of what masks of the two sparsities can have at most: 1 where none came back."
+        "shares of what masks of the two sparsities can have at most: 1 where none came back. A "
+        "first mask that dropped nothing holds every other."
     )
 
     return ["### Revival\n", note + "\n", table(header, rows)] if rows else []
