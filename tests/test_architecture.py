@@ -146,6 +146,33 @@ def test_only_its_folder_and_the_registry_know_a_family_by_name(path: Path) -> N
     assert not [word for word in words if known.search(word)]
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=_id)
+def test_no_source_beside_the_methods_knows_a_method_by_name(path: Path) -> None:
+    from pruning.schedules import SCHEDULES
+
+    folder = ROOT / "pruning"
+    if path in (folder / "schedules.py", folder / "baselines.py"):
+        return
+    words = list(_words_of_code(ast.parse(path.read_text("utf-8"))))
+    assert not {cls.__name__ for cls in SCHEDULES.values()} & set(words)
+    # These two are also the program's name and a word for an ordinary model: only "is it?" counts.
+    ordinary = {"dense", "parp"}
+    named = "|".join(map(re.escape, sorted({*SCHEDULES} - ordinary, key=len, reverse=True)))
+    assert not [word for word in words if re.search(rf"(?<![\w-])({named})(?![\w-])", word)]
+    compared = [
+        side.value
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Compare) and _says_method(node)
+        for side in (node.left, *node.comparators)
+        if isinstance(side, ast.Constant)
+    ]
+    assert not ordinary & {*compared}
+
+
+def _says_method(node: ast.Compare) -> bool:
+    return "method" in ast.unparse(node)
+
+
 def _lines_of_code(path: Path) -> list[str]:
     lines = (line.strip() for line in path.read_text("utf-8").splitlines())
     words = ("#", "import ", "from ")

@@ -1,5 +1,6 @@
 """The worked example of docs/method.md, followed to the letter in a copy of the program."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -36,12 +37,57 @@ def _python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_example_method_trains_from_the_command_line(extended: Path, small_corpus: Path) -> None:
-    flags = "--model w2v2-demo --method parp-relative --sparsity 0.6 --steps 2 --device cpu".split()
-    corpus = ["--data", str(small_corpus), "--batch-seconds", "4", "--out", "run"]
-    done = _python(extended, "train.py", *flags, *corpus)
+# The sweep of the page's method, its runs one after another in one process, then the report.
+SWEEP = '''
+import sys
+from pathlib import Path
+import train
+from pruning.report.__main__ import main as report
+from pruning.sweep import __main__ as sweep
+
+class InThisProcess:
+    def __init__(self, config, environment):
+        self.ended = []
+    def is_free(self):
+        return not self.ended
+    def submit(self, name, command, log):
+        self.ended.append((name, train.main([*command[2:], "--device=cpu"])))
+    def running(self):
+        return [name for name, _ in self.ended]
+    def wait(self):
+        ended, self.ended = self.ended, []
+        return ended
+
+sweep.LocalExecutor = InThisProcess
+Path("sweep.toml").write_text(f"""
+out = "study"
+[train]
+model = "w2v2-demo"
+data = "{sys.argv[1]}"
+batch_seconds = 4
+steps = 2
+[grid]
+method = ["parp", "parp-relative"]
+sparsity = [0.6]
+typical = ["rms", "mean"]
+""")
+status = sweep.main(["--config", "sweep.toml"])
+sys.exit(status or report(["study", "--out", "report", "--no-plots"]))
+'''
+
+
+def test_example_method_and_its_option_are_swept_and_reported(
+    extended: Path, small_corpus: Path
+) -> None:
+    (extended / "study.py").write_text(SWEEP)
+    done = _python(extended, "study.py", str(small_corpus))
     assert done.returncode == 0, done.stderr
-    assert "0.600000 in scope" in done.stdout
+    runs = {"parp-0.6", "parp-relative-0.6-typicalrms", "parp-relative-0.6-typicalmean"}
+    assert {path.parent.name for path in (extended / "study").glob("*/results.json")} == runs
+    results = [json.loads((extended / "study" / run / "results.json").read_text()) for run in runs]
+    assert {round(each["sparsity"]["in_scope"], 4) for each in results} == {0.6}
+    page = (extended / "report" / "results.md").read_text("utf-8")
+    assert "| parp-relative, typical mean |" in page
 
 
 def test_example_method_passes_the_property_tests(extended: Path) -> None:

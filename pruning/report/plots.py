@@ -14,7 +14,7 @@ from data.intervals import Estimate
 from pruning.report.groups import Cell, Group, difference_of, mask_drift, overlap, pair_runs
 from pruning.report.records import Runs, error_rate
 from pruning.report.words import whole_percent
-from pruning.schedules import SCHEDULES, prunes
+from pruning.schedules import SCHEDULES
 
 DPI = 300
 BESIDE = 0.008  # of the range of sparsities, between the rows of one
