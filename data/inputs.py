@@ -142,7 +142,7 @@ def load_inputs(
     all take less than a quarter of what is free there; else, with a line on stderr, they are
     computed now and kept on disk in ``spill``, memory-mapped.
 
-    A cache is found by ``about`` and by the name, length, size and time of every recording, and
+    A cache is found by ``about`` and by path, length and content of every recording, and
     checked against its checksum; one that does not fit is made anew with a line on stderr.
 
     Args:
@@ -197,7 +197,9 @@ def _map_inputs(
     folder: Path,
 ) -> list[Tensor]:
     """Return inputs memory-mapped from a file in ``folder``, which is written where it is not."""
-    files = [(u.utt_id, u.start, u.num_samples, *_stat(u.path)) for u in utterances]
+    # Times of files say little: archives and images set them all alike.
+    contents = {path: _digest(path) for path in {utterance.path for utterance in utterances}}
+    files = [(str(u.path.resolve()), contents[u.path], u.start, u.num_samples) for u in utterances]
     described = json.dumps([FORMAT, dict(about), files], sort_keys=True)
     key = hashlib.sha256(described.encode()).hexdigest()[:24]
     index, data = folder / f"{key}.json", folder / f"{key}.bin"
@@ -211,9 +213,13 @@ def _map_inputs(
     return inputs
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+def _digest(path: Path) -> str:
+    """Return a hash of all that a recording holds."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _read_cache(index: Path, data: Path) -> tuple[list[Tensor] | None, str]:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from data.phones import fold_phones
-from data.text import normalize_text
+from data.text import NORMALIZER, normalize_text
 from data.utterance import PHONES, TEXT
 
 Tokens = Sequence[Hashable]
@@ -49,8 +49,8 @@ def _characters(text: str) -> list[str]:
 
 METRICS: dict[str, Metric] = {
     "per": Metric(PHONES, _scored_phones, "39 phones, q deleted"),
-    "wer": Metric(TEXT, _words, "lower case, no punctuation"),
-    "cer": Metric(TEXT, _characters, "lower case, no punctuation"),
+    "wer": Metric(TEXT, _words, f"lower case, {NORMALIZER}"),
+    "cer": Metric(TEXT, _characters, f"lower case, {NORMALIZER}"),
 }
 """Every error rate by its key in results.json. Of those of one label the first decides: which
 checkpoint is best, what sweeps tune on and reports show."""

@@ -1,7 +1,9 @@
 """Inputs computed once: frozen features, and the cache on disk."""
 
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,15 +219,35 @@ def test_cache_of_other_weights_or_recordings_is_not_used(
         assert "no cache for these recordings and weights" in capsys.readouterr().err
 
 
-def test_recording_changed_since_is_computed_anew(
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["changed in place", "other corpus"])
+def test_other_recording_of_equal_name_length_and_time_is_computed_anew(
+    utterances: list[Utterance], tmp_path: Path, elsewhere: bool
+) -> None:
+    source = utterances[0].path
+    kept, other = tmp_path / "a.WAV", tmp_path / ("b.WAV" if elsewhere else "a.WAV")
+    shutil.copy2(source, kept)
+    first = replace(utterances[0], path=kept)
+    load_inputs([first, *utterances[1:]], _Counter(WAVEFORM), WAVEFORM, cache=tmp_path / "cache")
+
+    content, stat = kept.read_bytes(), kept.stat()
+    other.write_bytes(content[:-2] + bytes(x ^ 1 for x in content[-2:]))
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = [replace(first, path=other), *utterances[1:]]
+    counter = _Counter(WAVEFORM)
+    found = load_inputs(changed, counter, WAVEFORM, cache=tmp_path / "cache")
+    assert counter.count == len(utterances)
+    expected = _Counter(WAVEFORM)(changed[0])
+    assert torch.equal(found[0], expected)
+
+
+def test_recording_that_was_only_touched_is_taken_from_the_cache(
     utterances: list[Utterance], tmp_path: Path
 ) -> None:
     load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, cache=tmp_path)
-    stat = utterances[0].path.stat()
-    os.utime(utterances[0].path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    os.utime(utterances[0].path, ns=(0, 0))
     counter = _Counter(WAVEFORM)
     load_inputs(utterances, counter, WAVEFORM, cache=tmp_path)
-    assert counter.count == len(utterances)
+    assert counter.count == 0
 
 
 def test_run_is_the_same_with_features_computed_once_kept_on_disk_or_each_step(

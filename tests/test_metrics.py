@@ -212,12 +212,23 @@ def test_write_trn_into_missing_folder_is_refused(tmp_path: Path) -> None:
     [
         (
             "She had your dark suit, in greasy wash-water!",
-            "she had your dark suit in greasy washwater",
+            "she had your dark suit in greasy wash water",
         ),
         ("Don't ask 'em; it\u2019s the dogs' o'clock.", "don't ask em it's the dogs o'clock"),
         ("  two\tspaces \n here -- ", "two spaces here"),
-        ("Größe, ça: 3,5 % \u00ab\u0434\u0430\u00bb", "größe ça 35 \u0434\u0430"),
+        ("Größe, ça: 3,5 % \u00ab\u0434\u0430\u00bb", "größe ça 3 5 \u0434\u0430"),
         ("'\"?!", ""),
+        ("Defeat--the", "defeat the"),
+        ("oh\u2014no, oh \u2013 no, oh\u2013no", "oh no oh no oh no"),
+        ("and/or Monday...Tuesday well,then e.g.the", "and or monday tuesday well then e g the"),
+        ("half-\nhearted snake_case a|b a+b", "half hearted snake case a b a b"),
+        ("don`t don\u00b4t don\u02bct don\u2018t don\uff07t", "don't " * 4 + "don't"),
+        ("'tis \u2018quoted\u2019 rock 'n' roll", "tis quoted rock n roll"),
+        ("a\u00a0b a\u200bb so\u00adft \ufb01sh \uff21\uff22", "a b a b soft fish ab"),
+        (
+            "cafe\u0301 caf\u00e9 \u0939\u093f\u0928\u094d\u0926\u0940",
+            "caf\u00e9 caf\u00e9 \u0939\u093f\u0928\u094d\u0926\u0940",
+        ),
     ],
 )
 def test_normalize_text_keeps_words_only(text: str, normalized: str) -> None:
@@ -228,6 +239,26 @@ def test_normalize_text_keeps_words_only(text: str, normalized: str) -> None:
 def test_normalize_text_twice_changes_nothing(text: str) -> None:
     once = normalize_text(text)
     assert normalize_text(once) == once
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Defeat--the citizens, and/or wash-water",
+        "oh\u2014no \u2026 well\u2026then",
+        "a_b (c) \u00abd\u00bb \uff21\uff22 \ufb01sh 3.5 $5 ten%",
+    ],
+)
+def test_normalize_text_splits_words_as_the_published_basic_normaliser(text: str) -> None:
+    english_normalizer = pytest.importorskip("transformers.models.whisper.english_normalizer")
+    theirs = english_normalizer.BasicTextNormalizer()(text.replace("(c)", "c"))
+    assert normalize_text(text).split() == theirs.split()
+
+
+def test_a_transcript_that_differs_in_its_dashes_only_has_no_errors() -> None:
+    words = METRICS["wer"].tokens
+    assert error_rate([words("Defeat--the and/or")], [words("defeat the and or")]).rate == 0.0
+    assert "(normaliser 2)" in METRICS["wer"].units
 
 
 def test_every_metric_has_a_label_and_one_that_decides() -> None:
