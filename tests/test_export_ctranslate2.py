@@ -16,7 +16,7 @@ from models import build_model, build_task
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.convert import load_weights
 from models.convert.__main__ import main
-from models.convert.hf_export import to_foreign
+from models.convert.export import to_foreign
 from models.tokenizers import ByteBPETokenizer, SymbolTokenizer
 
 ctranslate2 = pytest.importorskip("ctranslate2")

@@ -1,6 +1,7 @@
 """The card beside exported weights: its facts, and its Python, which is run."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -123,3 +124,27 @@ def test_parameters_printed_are_those_written(tmp_path, capsys):
     assert written < whole
     assert f" {written:,} parameters" in capsys.readouterr().out
     assert f" {written:,} parameters" in card
+
+
+@pytest.mark.parametrize("stopped_at", ["fsync", "replace"])
+def test_an_export_that_fails_leaves_the_older_one(tmp_path, monkeypatch, capsys, stopped_at):
+    export(tmp_path, ctc_checkpoint())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
+    replace = os.replace
+
+    def disk_full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fails_once(source: Path, target: Path) -> None:
+        if target.name == "hf" and not failed:
+            failed.append(target)
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    failed: list[Path] = []
+    monkeypatch.setattr(f"os.{stopped_at}", disk_full if stopped_at == "fsync" else fails_once)
+    flags = ["--to", "hf", "--force", str(tmp_path / "best.pt"), str(tmp_path / "hf")]
+    assert main(flags) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "hf"]

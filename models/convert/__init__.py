@@ -13,8 +13,8 @@ from data.files import read_json
 from models import FAMILIES, PRESETS, add_preset
 from models.archive import read_archive
 from models.checkpoint import Checkpoint, build_checkpoint, is_checkpoint
+from models.convert.export import to_hf
 from models.convert.hf import from_hf, load_hf
-from models.convert.hf_export import to_hf
 from models.convert.hub import HUB_ID, download, find_weights
 from models.facts import RunFacts
 from models.initial import fit_architecture, random_checkpoint

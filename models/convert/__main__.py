@@ -15,7 +15,7 @@ from data.options import OptionParser, command, run_program
 from models.checkpoint import Checkpoint, save_checkpoint, save_packed
 from models.convert import load_weights, to_hf
 from models.convert.card import context_note
-from models.convert.hf_export import foreign_names, to_foreign
+from models.convert.export import foreign_names, to_foreign
 from models.packed import VALUES, PackedSize
 
 

@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
-from data.files import WRITE_ELSEWHERE
+from data.files import IDLE_SECONDS, WRITE_ELSEWHERE, remove_left_overs, temporary_beside
 from models.family import ExportedFolder
 
 
@@ -36,22 +35,29 @@ def write_folder(folder: Path, content: ExportedFolder, card: str) -> None:
     Raises:
         ValueError: If it cannot be written.
     """
+    new, old = temporary_beside(folder), temporary_beside(folder, "old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as holder:
-            new = Path(holder) / "new"
-            new.mkdir()
-            (new / "README.md").write_text(card, encoding="utf-8")
-            for name, values in content.json.items():
-                text = json.dumps(values, indent=2, ensure_ascii=False)
-                (new / name).write_text(text + "\n", encoding="utf-8")
-            for name, write in content.binary.items():
-                with (new / name).open("wb") as file:
-                    write(file)
-            if folder.exists():
-                shutil.move(folder, Path(holder) / "old")
-            os.replace(new, folder)
+        remove_left_overs(folder.parent, IDLE_SECONDS)
+        new.mkdir()
+        (new / "README.md").write_text(card, encoding="utf-8")
+        for name, values in content.json.items():
+            text = json.dumps(values, indent=2, ensure_ascii=False)
+            (new / name).write_text(text + "\n", encoding="utf-8")
+        for name, write in content.binary.items():
+            with (new / name).open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
     except OSError as error:
         raise ValueError(
             f"cannot write {folder} ({error.strerror or error}): {WRITE_ELSEWHERE}"
         ) from None
+    finally:
+        if old.exists() and not folder.exists():  # stopped between the two renames
+            os.replace(old, folder)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
