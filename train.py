@@ -28,9 +28,11 @@ from models.device import random_state, set_random_state
 from models.draw import Draw
 from models.training.distill import SELF, find_teacher
 from pruning.interface import Reprune, Snapshot
+from pruning.run.board import BoardLog
 from pruning.run.calibration import collect_inputs
 from pruning.run.options import TrainOptions, as_recorded_now, recorded_options
 from pruning.run.plan import Plan, check_corpus, make_plan
+from pruning.run.progress import Progress, check_room, describe_start
 from pruning.run.results import final_report, score_run
 from pruning.run.stages import Stage, finished_stage, save_stage
 from pruning.run.state import (
@@ -44,6 +46,7 @@ from pruning.run.state import (
 from pruning.run.teacher import learn_from, teach_itself
 from pruning.schedules import prunes
 
+NEEDED_TO_RESUME = ("last.pt", "rewind.pt", "teacher.pt")
 BATCH_SEEDS = 1 << 32  # of a run: more than it has batches
 
 
@@ -53,8 +56,7 @@ def fit(run: Run) -> bool:
         prune_untrained(run)
         return True
     run.checkpoint.model.train()
-    bar = tqdm(total=run.steps, initial=run.step, desc=run.schedule.stage_name, disable=None)
-    with interrupts() as interrupted, bar:
+    with interrupts() as interrupted, Progress(run) as progress:
         while run.step < run.steps:
             started = time.perf_counter()
             teach_itself(run)
@@ -70,7 +72,7 @@ def fit(run: Run) -> bool:
 
             log_step(run, losses, grad_norm, reprune)
             run.seconds += time.perf_counter() - started
-            bar.update()
+            progress.update()
 
             at = (run.schedule.stage, run.step)
             if at == (0, run.options.rewind_step) and run.schedule.rewinds:
@@ -208,11 +210,13 @@ def log_step(run: Run, losses: Tensor, grad_norm: Tensor, reprune: Reprune | Non
     at = (run.schedule.stage, run.step)
     if reprune is not None:
         run.log.write("reprune", *at, asdict(reprune))
+        run.latest["sparsity"] = reprune.sparsity
     if run.step % run.options.log_every == 0 or run.step == run.steps:
         values = dict(zip(loss_names(run), losses.tolist(), strict=True))
         values |= {"lr": run.optimizer.lr, "grad_norm": float(grad_norm)}
         values |= {"skipped": run.optimizer.check(), "seconds": run.seconds}
         run.log.write("train", *at, values)
+        run.latest |= {name: values[name] for name in ("loss", "lr")}
 
 
 def score_and_save(run: Run) -> None:
@@ -224,6 +228,7 @@ def score_and_save(run: Run) -> None:
         rates = {name: rate.rate for name, rate in scores.rates.items()}
         values = {"best": run.best, "wall_seconds": scores.wall_seconds, **rates}
         run.log.write("dev", run.schedule.stage, run.step, values)  # before last.pt: never lost
+        run.latest["dev"] = scores.rate
         if improved:
             save(run, "best.pt", snapshot)
         save(run, "last.pt", snapshot)
@@ -235,7 +240,8 @@ def begin(run: Run) -> None:
     """Take up the state that the run was interrupted in, or begin its first stage."""
     training = run.checkpoint.training
     at = (training["schedule"]["stage"], training["step"]) if training else (0, 0)
-    run.log = EventLog(run.out / "metrics.jsonl", at, run.world.writes)
+    log = BoardLog if run.options.tensorboard else EventLog
+    run.log = log(run.out / "metrics.jsonl", at, run.world.writes)
     if training is not None:
         restore(run)
         return
@@ -277,8 +283,10 @@ def run_plan(plan: Plan) -> int:
     run.schedule.collect_inputs = lambda: collect_inputs(run)
     if options.teacher and options.teacher != SELF:
         learn_from(run, find_teacher(options.teacher, out))
+    check_room(run)
     begin(run)
     if writes:
+        tqdm.write(describe_start(run))
         write_manifest(
             [run.data.train, run.data.dev, run.data.test],
             run.data.corpus.root,
@@ -297,6 +305,9 @@ def run_plan(plan: Plan) -> int:
     write_json(out / "results.json", report)
     (out / "initial.pt").unlink(missing_ok=True)
     shutil.rmtree(out / "inputs", ignore_errors=True)
+    if options.keep == "best":
+        for name in NEEDED_TO_RESUME:
+            (out / name).unlink(missing_ok=True)
     print(summary(report["dev"]), summary(report), report["protocol"], sep="\n")
     print(f"{command('eval')} --ckpt {out / 'best.pt'}")
     return 0

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 import sys
 import threading
@@ -183,6 +184,22 @@ def test_results_list_the_runs_asked_for_and_no_others(
     with (tmp_path / "study" / "results.csv").open() as file:
         assert {row["method"] for row in csv.DictReader(file)} == {"mpi", "omp"}
     assert "omp-0.7-seed1: dev PER 0.1820, test PER 0.1820\n" in capsys.readouterr().out
+
+
+def test_each_finished_run_says_its_scores_and_how_far_the_sweep_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(write_config(tmp_path, CONFIG)) == 0
+    lines = re.findall(
+        r"^(\S+): finished, dev PER 0\.\d{4}, test PER 0\.\d{4}; (\d+) of 10(.*)$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+    assert len({name for name, _, _ in lines}) == 10
+    assert [int(done) for _, done, _ in lines] == list(range(1, 11))
+    for _, done, left in lines:
+        assert (left == "") == (done == "10")
+        assert done == "10" or re.fullmatch(r", about \d+ s left", left)
 
 
 def test_finished_runs_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

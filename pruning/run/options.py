@@ -11,7 +11,14 @@ from models.training.distill import DistillOptions
 from models.training.recipes import FitOptions
 from pruning.schedules import OPTIONS_TAKEN, SCHEDULES, MethodOptions, methods_taking
 
-NOT_RECORDED = ("resume", "out", "device", "reuse")  # where and how, not what
+NOT_RECORDED = (
+    "resume",
+    "out",
+    "device",
+    "reuse",
+    "keep",
+    "tensorboard",
+)  # where and how, not what
 CHANGES_NOTHING = ("cache", "log_every")  # options that leave the results as they are
 
 
@@ -50,6 +57,12 @@ class TrainOptions(DataOptions, FitOptions, DistillOptions, MethodOptions):
     resume: str | None = option("a last.pt to go on from, or auto: the one in --out, if any", None)
     eval_every: int | None = option("steps between dev scores, else an epoch", None, positive=True)
     log_every: int = option("steps between train events", 10, positive=True)
+    keep: str = option(
+        "what a finished run leaves: all, or best, without last.pt, which only resuming needs",
+        "all",
+        ("all", "best"),
+    )
+    tensorboard: bool = option("write every event for TensorBoard too, in --out", False)
 
     def __post_init__(self) -> None:
         """Check the ranges, and that nothing is asked for that would change nothing."""

@@ -25,6 +25,7 @@ from models.training.distill import SELF, find_teacher
 from models.training.recipes import recipe_of
 from pruning.interface import Schedule
 from pruning.mask_file import weights_hash
+from pruning.run.board import check_tensorboard
 from pruning.run.options import TrainOptions, method_of
 from pruning.schedules import build_schedule
 from pruning.scope import choose_scope
@@ -73,6 +74,8 @@ def make_plan(options: TrainOptions) -> Plan:
     recipe = recipe_of(options.model, options.target, options)
     out, _ = locate_run(options.out, options.resume)
     _check_teacher(options, method, schedule, out)
+    if options.tensorboard:
+        check_tensorboard()
     data = _find_data_and_weights(options)
 
     device = resolve_device(options.device)

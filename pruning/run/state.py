@@ -40,7 +40,10 @@ MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "step
 
 @dataclass
 class Run:
-    """Everything that the loop touches; from ``log`` on it is set when a stage begins."""
+    """Everything that the loop touches; from ``log`` on it is set when a stage begins.
+
+    ``latest`` is what is shown of it: loss, lr, sparsity and dev, once they are known.
+    """
 
     options: TrainOptions
     out: Path
@@ -60,6 +63,7 @@ class Run:
     distillation: Distillation | None = None
     log: EventLog = field(init=False)
     optimizer: Optimizer = field(init=False)
+    latest: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     step: int = 0
     best: float = math.inf

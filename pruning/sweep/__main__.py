@@ -10,6 +10,7 @@ beside it. The same command goes on with a sweep that was interrupted, and tries
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from data.files import read_json, remove_left_overs, take_lock, write_json
 from data.metrics import deciding_metric
 from data.options import OptionParser, command, interrupts, run_program
 from pruning.report.records import Record, load_records, write_csv
+from pruning.run.progress import describe_seconds
 from pruning.sweep.config import SweepConfig, load_config
 from pruning.sweep.executors import Executor, LocalExecutor, RayExecutor
 from pruning.sweep.plan import (
@@ -45,6 +47,9 @@ class Sweep:
         interrupted: Signals received.
         failed: Names of the runs that failed, or that needed one that failed.
         planned: Every run planned so far, by name.
+        done: Names of the runs that are finished, before or now.
+        started: When it began, on the monotonic clock.
+        ended: How many runs have finished since then.
     """
 
     config: SweepConfig
@@ -52,6 +57,9 @@ class Sweep:
     interrupted: list[int]
     failed: set[str] = field(default_factory=set)
     planned: dict[str, PlannedRun] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+    started: float = field(default_factory=time.monotonic)
+    ended: int = 0
 
     def run_all(self, first: Sequence[PlannedRun]) -> list[PlannedRun]:
         """Run everything, as far as it gets; return what was planned.
@@ -106,6 +114,7 @@ class Sweep:
         waiting: dict[str, PlannedRun] = {}
         for run in plan:
             if self.is_finished(run.name):
+                self.done.add(run.name)
                 _say(f"{run.name}: finished before, skipped")
             elif not run.support:
                 self._add_with_needs(run, waiting)
@@ -122,13 +131,25 @@ class Sweep:
     def settle(self, name: str, status: int) -> None:
         """Say how a run ended."""
         if self.is_ready(name):
-            _say(f"{name}: finished")
+            self.done.add(name)
+            self.ended += 1
+            metric, dev, test = self.rates(self.planned[name])
+            scores = f"dev {metric} {dev:.4f}, test {metric} {test:.4f}"
+            _say(f"{name}: finished, {scores}; {self.progress()}")
         elif self.interrupted:
             _say(f"{name}: interrupted")
         else:
             self.failed.add(name)
             what = f"failed with exit status {status}" if status != 130 else "was interrupted"
             _say(f"{name}: {what}: {_last_line(self.log(name))}")
+
+    def progress(self) -> str:
+        """Say how far the sweep is, and how long the rest takes at the pace so far."""
+        asked = [run for run in self.planned.values() if not run.support]
+        done, total = sum(run.name in self.done for run in asked), count_runs(self.config)
+        seconds = (time.monotonic() - self.started) / max(1, self.ended) * (total - done)
+        left = f", about {describe_seconds(seconds)} left" if done < total else ""
+        return f"{done} of {total}{left}"
 
     def log(self, name: str) -> Path:
         """Return the file that a run's output goes to."""
