@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from data.audio import SAMPLE_RATE, measure, read_audio
 from data.corpus import Corpus, Split
-from data.files import to_json, write_file, write_json
+from data.files import JsonObject, to_json, write_file, write_json
 from data.formats import FORMATS
 from data.front_ends import front_end_of
 from data.inputs import (
@@ -183,7 +182,7 @@ def read_inputs(
         out: The run folder; what no memory holds is kept in it.
     """
     frontend = checkpoint.frontend
-    about: dict[str, Any] = {"frontend": frontend}
+    about: JsonObject = {"frontend": frontend}
     weights = task.prepares_with() if options.precompute else {}
     if weights:
         about |= {"config": asdict(checkpoint.config), "precision": task.precision}
@@ -323,11 +322,11 @@ def _interval_rule(scores: Scores, speakers_known: bool) -> str:
     return f"95 % interval by bootstrap over {UNITS[unit]}{few}"
 
 
-def results(scores: Scores, checkpoint: Checkpoint) -> dict[str, Any]:
+def results(scores: Scores, checkpoint: Checkpoint) -> JsonObject:
     """Return what results.json holds about ``scores``."""
     run, utterances = checkpoint.run, scores.split.utterances
     audio_seconds = sum(utterance.seconds for utterance in utterances)
-    report: dict[str, Any] = {key: getattr(run, key) for key in ("model", "method", "target")}
+    report: JsonObject = {key: getattr(run, key) for key in ("model", "method", "target")}
     report |= {"split": scores.split.name}
     report |= {key: getattr(run, key) for key in ("seed", "steps", "init")}
     report["sparsity"] = sparsity_report(checkpoint)
@@ -353,7 +352,7 @@ def results(scores: Scores, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def summary(report: dict[str, Any]) -> str:
+def summary(report: JsonObject) -> str:
     """Return the rates and sparsity of a result in one line."""
     rates = []
     for name in METRICS:
@@ -371,7 +370,7 @@ def summary(report: dict[str, Any]) -> str:
     )
 
 
-def evaluate(options: EvalOptions) -> dict[str, Any]:
+def evaluate(options: EvalOptions) -> JsonObject:
     """Score a checkpoint as ``options`` say; write what they ask for; return the results."""
     device = resolve_device(options.device)
     checkpoint = load_checkpoint(options.ckpt, device=device)
@@ -556,7 +555,7 @@ def transcribe_recordings(options: EvalOptions) -> None:
     search.check(transcriber.task.search_options, checkpoint.model.family)
 
     unit = "phones" if transcriber.tokenizer.kind == "phone" else "words"
-    described: list[dict[str, Any]] = []
+    described: list[JsonObject] = []
     for group in _groups(lengths, transcriber.batch_seconds):
         waveforms = [read_audio(paths[i], resample=True) for i in group]
         transcripts = transcriber.transcribe_all(waveforms, times=options.json is not None)
@@ -592,7 +591,7 @@ def find_corpus(options: EvalOptions, checkpoint: Checkpoint) -> Corpus:
     return Corpus(resolve_data(data), name, wanted)
 
 
-def describe_weights(checkpoint: Checkpoint, initial: Checkpoint) -> dict[str, Any]:
+def describe_weights(checkpoint: Checkpoint, initial: Checkpoint) -> JsonObject:
     """Return zeros and shift of every tensor in scope, and the model's size on disk."""
     pattern = checkpoint.run.scope_pattern
     assert pattern is not None, "every run has a scope"
@@ -624,7 +623,7 @@ def write_alignments(path: Path, scores: Scores) -> None:
     write_file(path, "".join(to_json(line) + "\n" for line in lines).encode())
 
 
-def report_scores(report: dict[str, Any], scores: Scores, worst: int = 5) -> None:
+def report_scores(report: JsonObject, scores: Scores, worst: int = 5) -> None:
     """Print the protocol, the rates and the worst utterances."""
     print(report["protocol"])
     print(summary(report))

@@ -39,6 +39,8 @@ from data.utterance import Utterance
 from models import build_model, build_task
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.convert import load_weights
+from models.facts import DecodingFacts, FrontEndFacts
+from models.family import LogMel, front_end_facts
 from models.whisper import Whisper
 
 OUR_BATCH, HF_BATCH, CT2_BATCH = 32, 8, 1  # on two CPU cores each is fastest so
@@ -62,14 +64,15 @@ def random_whisper(settings: Settings, vocab_size: int, max_new_tokens: int) -> 
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     end = vocab_size - 2
-    decoding = {
+    decoding: DecodingFacts = {
         "start_ids": [vocab_size - 3, vocab_size - 1],
         "eos_id": end,
         "suppress_ids": [end],
         "begin_suppress_ids": [],
         "max_tokens": 2 + max_new_tokens,
     }
-    frontend = {"kind": "log_mel", "num_mels": model.config.num_mels, "audio_ctx": positions / 50}
+    front_end = LogMel(num_mels=model.config.num_mels, audio_ctx=positions / 50)
+    frontend = front_end_facts(front_end)
     return Checkpoint(model.to(settings.device), frontend=frontend, decoding=decoding)
 
 
@@ -130,7 +133,7 @@ def step_item(settings: Settings, utterances: int, target: str) -> list[Report]:
 
 
 def _hf_loss(
-    twin: Any, decoding: dict[str, Any], log_mels: Sequence[Tensor], targets: Ids
+    twin: Any, decoding: DecodingFacts, log_mels: Sequence[Tensor], targets: Ids
 ) -> Callable[[str], Tensor]:
     """Return the mean loss of Hugging Face's model over targets of one length and their ends."""
     start, device = decoding["start_ids"], log_mels[0].device
@@ -149,7 +152,7 @@ def _hf_loss(
 
 
 def our_decode(
-    model: Whisper, decoding: dict[str, Any], precision: str, batch: int = OUR_BATCH
+    model: Whisper, decoding: DecodingFacts, precision: str, batch: int = OUR_BATCH
 ) -> Decode:
     """Return our greedy search over a whole list of log-mels, in batches."""
     task = build_task(model, decoding, precision)
@@ -160,7 +163,7 @@ def our_decode(
     return decode
 
 
-def hf_decode(twin: Any, decoding: dict[str, Any], precision: str, batch: int = HF_BATCH) -> Decode:
+def hf_decode(twin: Any, decoding: DecodingFacts, precision: str, batch: int = HF_BATCH) -> Decode:
     """Return Hugging Face's greedy ``generate`` over a whole list of log-mels, in batches."""
     start, end = decoding["start_ids"], decoding["eos_id"]
     twin.eval()
@@ -288,7 +291,7 @@ def ctranslate2_item(settings: Settings) -> list[Report]:
     return [report]
 
 
-def _ctranslate2_decode(ctranslate2: Any, decoding: dict[str, Any], threads: int) -> Decode:
+def _ctranslate2_decode(ctranslate2: Any, decoding: DecodingFacts, threads: int) -> Decode:
     engine = ctranslate2.models.Whisper(
         str(tiny_en_folder()), compute_type="float32", intra_threads=threads
     )
@@ -324,7 +327,7 @@ def short_item(settings: Settings) -> list[Report]:
         raise ValueError(f"{settings.ckpt} is no fine-tuned whisper: give another --ckpt")
     if context in (None, OWN_CONTEXT):
         raise Skipped(f"{settings.ckpt} has no context of so many seconds: train with --audio-ctx")
-    utterances = [u for u in corpus_utterances(settings) if u.seconds <= context]
+    utterances = [u for u in corpus_utterances(settings) if u.seconds <= float(context)]
     report = Report(
         f"greedy, fine-tuned, {len(utterances)} utterances in batches of {OUR_BATCH} (ours) and "
         f"{HF_BATCH} (transformers), {settings.precision}"
@@ -348,7 +351,7 @@ def _timed_decodes(
     assert isinstance(model, Whisper)
     model.to(settings.device).eval()
 
-    def contender(name: str, decode: Decode, frontend: dict[str, Any]) -> Contender:
+    def contender(name: str, decode: Decode, frontend: FrontEndFacts) -> Contender:
         log_mels = [model_input(u, frontend).to(settings.device) for u in utterances]
         return Contender(name, lambda: decode(log_mels))
 
@@ -375,7 +378,7 @@ def _timed_decodes(
     return report.rows[0], report.rows[names.index(same)] if same in names else None
 
 
-def _seconds(frontend: dict[str, Any]) -> float:
+def _seconds(frontend: FrontEndFacts) -> float:
     return float(frontend["audio_ctx"] or FULL_CONTEXT_SECONDS)
 
 

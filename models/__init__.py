@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from models import hubert, wav2vec2, whisper
+from models.facts import DecodingFacts
 from models.family import Family, Preset, SpeechModel
 from models.fields import has_type, shown
 from models.spec_augment import SpecAugment
@@ -152,7 +153,7 @@ def _type_in_config(name: str, default: Any) -> str:
 
 def build_task(
     model: SpeechModel,
-    decoding: Mapping[str, Any],
+    decoding: DecodingFacts,
     precision: str = "fp32",
     fast: bool = True,
     spec_augment: SpecAugment | None = None,

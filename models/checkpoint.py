@@ -15,7 +15,7 @@ from torch import Tensor
 from data.files import pack_bits, unpack_bits, write_file
 from models import read_config
 from models.archive import read_archive
-from models.facts import RunFacts, read_facts
+from models.facts import DecodingFacts, FrontEndFacts, RunFacts, read_facts
 from models.family import SpeechModel
 from models.fields import has_type, shown
 from models.packed import PackedSize, is_packed, read_packed, write_packed
@@ -60,9 +60,8 @@ class Checkpoint:
         model: Of any family.
         tokenizer: Maps text to the model's ids; None where the weights came without one.
         masks: Prune masks by native parameter name, bool, True = kept; {} for a dense model.
-        frontend: The fields of a ``models.family.FrontEnd``.
-        decoding: ``blank_id`` (CTC), or ``start_ids``, ``eos_id``, ``suppress_ids``,
-            ``begin_suppress_ids`` and ``max_tokens``.
+        frontend: What its input is.
+        decoding: What its hypotheses are made of.
         run: Where the weights come from.
         training: What resuming needs: nested dicts and lists of tensors and plain values.
     """
@@ -70,8 +69,8 @@ class Checkpoint:
     model: SpeechModel
     tokenizer: Tokenizer | None = None
     masks: dict[str, Tensor] = field(default_factory=dict)
-    frontend: dict[str, Any] = field(default_factory=dict)
-    decoding: dict[str, Any] = field(default_factory=dict)
+    frontend: FrontEndFacts = field(default_factory=FrontEndFacts)
+    decoding: DecodingFacts = field(default_factory=DecodingFacts)
     run: RunFacts = RunFacts()
     training: dict[str, Any] | None = None
 

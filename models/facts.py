@@ -1,10 +1,46 @@
 """What a checkpoint says of where its weights come from, and what its teacher was."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from models.fields import has_type, shown
+
+
+class FrontEndFacts(TypedDict, total=False):
+    """The fields of a ``models.family.FrontEnd`` as a checkpoint's file holds them.
+
+    ``kind`` is always there; {} stands for a front end that is not known.
+    """
+
+    kind: str
+    sample_rate: int
+    normalize: bool
+    num_mels: int
+    audio_ctx: float | str | None
+
+
+class DecodingFacts(TypedDict, total=False):
+    """Which ids hypotheses are made of, as a checkpoint's file holds them.
+
+    Of a CTC model ``blank_id``; of a sequence-to-sequence model the others. {} stands for ids that
+    are not known.
+    """
+
+    blank_id: int
+    start_ids: Sequence[int]
+    eos_id: int
+    suppress_ids: Sequence[int]
+    begin_suppress_ids: Sequence[int]
+    max_tokens: int
+
+
+class TrainingCost(TypedDict):
+    """What training has taken, the earlier stages and the teacher of a run included."""
+
+    fine_tuning_runs: int
+    steps: int
+    training_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +55,7 @@ class TeacherFacts:
 
     path: str
     weights_hash: str
-    cost: dict[str, Any] | None = None
+    cost: TrainingCost | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,14 @@ another, so that nothing outside the folder asks which family a model is of.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, cast
 
 from torch import Tensor, nn
 
+from data.files import JsonObject
+from models.facts import DecodingFacts, FrontEndFacts
 from models.fields import JsonFile
 from models.spec_augment import SpecAugment
 from models.tokenizers import Tokenizer
@@ -59,7 +61,12 @@ class LogMel:
 
 
 FrontEnd = Waveform | LogMel
-"""A checkpoint holds the fields as a plain dictionary; what computes them is in ``data``."""
+"""What computes them is in ``data``."""
+
+
+def front_end_facts(front_end: FrontEnd) -> FrontEndFacts:
+    """Return the fields of a front end as a checkpoint holds them."""
+    return cast(FrontEndFacts, asdict(front_end))
 
 
 @dataclass(frozen=True)
@@ -116,20 +123,20 @@ class Settings:
 
     Attributes:
         tokenizer: None where there is none.
-        frontend: Fields of a :data:`FrontEnd`; {} where it is not known.
-        decoding: As in ``models.checkpoint.Checkpoint``; {} where it is not known.
+        frontend: {} where it is not known.
+        decoding: {} where it is not known.
     """
 
     tokenizer: Tokenizer | None = None
-    frontend: dict[str, Any] = field(default_factory=dict)
-    decoding: dict[str, Any] = field(default_factory=dict)
+    frontend: FrontEndFacts = field(default_factory=FrontEndFacts)
+    decoding: DecodingFacts = field(default_factory=DecodingFacts)
 
 
 @dataclass
 class HuggingFaceFolder:
     """What a Hugging Face folder holds: JSON files by name, weights by Hugging Face's names."""
 
-    files: dict[str, dict[str, Any]]
+    files: dict[str, JsonObject]
     tensors: dict[str, Tensor]
 
 
@@ -159,8 +166,8 @@ class HuggingFace:
     keys: KeyMap
     config: tuple[tuple[str, str, str, Any], ...]
     required: Mapping[str, Any]
-    read_config: Callable[[JsonFile, dict[str, Any]], dict[str, Any]]
-    finish_config: Callable[[Any, Mapping[str, Any], dict[str, Any]], dict[str, Any]]
+    read_config: Callable[[JsonFile, JsonObject], JsonObject]
+    finish_config: Callable[[Any, DecodingFacts, JsonObject], JsonObject]
     may_lack: Callable[[Collection[str]], tuple[str, ...]]
     read_settings: Callable[[Any, JsonFile], Settings]
     write_settings: Callable[[Any, Settings, HuggingFaceFolder], None]
@@ -176,7 +183,7 @@ class ExportedFolder:
         num_parameters: Of the model as it is written.
     """
 
-    json: dict[str, Any]
+    json: JsonObject
     binary: dict[str, Callable[[BinaryIO], object]]
     num_parameters: int
 
@@ -258,7 +265,7 @@ class Family:
     seq2seq: bool
     targets: tuple[str, ...]
     task: Callable[..., Any]
-    reset_vocabulary: Callable[[Any, Tokenizer | None, Tokenizer], dict[str, Any]]
+    reset_vocabulary: Callable[[Any, Tokenizer | None, Tokenizer], DecodingFacts]
     recipe: Recipe
     target_recipes: Mapping[str, Recipe] = field(default_factory=dict)
     decode_seconds: float

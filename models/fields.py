@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.files import read_json
+from data.files import JsonObject, read_json
 
 _LARGEST_INT = 2**31 - 1
 _LARGEST_NUMBER = 1e300
@@ -50,7 +50,7 @@ class JsonFile:
         return ValueError(f"{self.path}: {name} is {found}, expected {expected}: correct the file")
 
 
-def take_fields(schema: Mapping[str, Field], *files: JsonFile) -> dict[str, Any]:
+def take_fields(schema: Mapping[str, Field], *files: JsonFile) -> JsonObject:
     """Return a value of the right type for every field of ``schema``; what else there is is left.
 
     Args:
@@ -74,7 +74,7 @@ def take_fields(schema: Mapping[str, Field], *files: JsonFile) -> dict[str, Any]
     return taken
 
 
-def take_table(file: JsonFile, wanted: str) -> dict[str, Any]:
+def take_table(file: JsonFile, wanted: str) -> JsonObject:
     """Return the whole object of a file whose values are all of the type ``wanted``.
 
     Raises:

@@ -4,13 +4,15 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from data.files import JsonObject
 from models import FAMILIES, PRESETS, Family, SpeechModel, build_from_config, build_model, family_of
 from models.checkpoint import Checkpoint
+from models.facts import FrontEndFacts
+from models.family import front_end_facts
 from models.tokenizers import Tokenizer
 from models.tokenizers.subword import SubwordTokenizer
 from models.tokenizers.symbols import SymbolTokenizer
@@ -22,11 +24,11 @@ def random_checkpoint(model_name: str) -> Checkpoint:
     return Checkpoint(build_model(model_name), frontend=default_front_end(model_name))
 
 
-def default_front_end(model_name: str) -> dict[str, Any]:
+def default_front_end(model_name: str) -> FrontEndFacts:
     """Return the fields of the front end that a preset has where no weights say otherwise."""
     family = family_of(model_name)
     config = family.config(**PRESETS[model_name].config)
-    return dataclasses.asdict(family.front_end(config))
+    return front_end_facts(family.front_end(config))
 
 
 def fit_architecture(checkpoint: Checkpoint, model_name: str, source: str | Path) -> None:
@@ -192,7 +194,7 @@ def set_regularisation(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
     Masks on log-mels are not here: they lie on the model's inputs, so its task draws them.
     """
-    config: dict[str, Any] = dataclasses.asdict(checkpoint.config)
+    config: JsonObject = dataclasses.asdict(checkpoint.config)
     if recipe.dropout is not None:
         config |= {name: recipe.dropout for name in config if name.endswith("dropout")}
     for name, share in (("time", recipe.mask_time), ("channel", recipe.mask_channel)):

@@ -17,11 +17,12 @@ The loop in train.py knows just this:
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, get_type_hints
+from typing import Any, ClassVar, Protocol, TypedDict, get_type_hints
 
 import torch
 from torch import Tensor
 
+from data.files import JsonObject
 from pruning.masks import apply_masks, check_pattern, count_zeros, magnitude_masks
 from pruning.projection import PROJECTIONS, project
 from pruning.scores import SCORES, fisher_scores, lamp_scores
@@ -176,6 +177,15 @@ class Snapshot:
     adjusted: Masks
 
 
+class ScheduleState(TypedDict):
+    """What resuming a stage needs of its method, see the attributes of :class:`Schedule`."""
+
+    stage: int
+    num_steps: int
+    first_masks: Masks
+    masks: Masks
+
+
 class Adam(Protocol):
     """What a method may ask of the optimizer.
 
@@ -275,7 +285,7 @@ class Schedule:
         )
 
     @classmethod
-    def resolve(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve(cls, options: Mapping[str, Any]) -> JsonObject:
         """Return ``options`` with what the method decides where it is not given."""
         return dict(options)
 
@@ -432,18 +442,25 @@ class Schedule:
         """Make ``params`` the final model of the stage after its last step, number ``step``."""
         return None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ScheduleState:
         """Return what resuming needs."""
-        names = ("stage", "num_steps", "first_masks", "masks")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "stage": self.stage,
+            "num_steps": self.num_steps,
+            "first_masks": self.first_masks,
+            "masks": self.masks,
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any], params: Params) -> None:
-        """Take up the state that ``state_dict`` returned, on the devices of ``params``."""
-        self.stage, self.num_steps = state["stage"], state["num_steps"]
-        self.first_masks, self.masks = (
-            {name: mask.to(params[name].device) for name, mask in state[kind].items()}
-            for kind in ("first_masks", "masks")
-        )
+    def load_state_dict(self, state: ScheduleState, params: Params) -> None:
+        """Take over the state that ``state_dict`` returned, on the devices of ``params``."""
+
+        def on_devices(masks: Masks) -> Masks:
+            return {name: mask.to(params[name].device) for name, mask in masks.items()}
+
+        self.stage = state["stage"]
+        self.num_steps = state["num_steps"]
+        self.first_masks = on_devices(state["first_masks"])
+        self.masks = on_devices(state["masks"])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from data.files import JsonObject
 from data.options import option, with_fields_of
 from pruning.baselines import (
     Dense,
@@ -253,7 +254,7 @@ class CooldownPARP(PARP):
     default_cooldown: ClassVar[float] = 0.2
 
     @classmethod
-    def resolve(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve(cls, options: Mapping[str, Any]) -> JsonObject:
         """Return ``options`` with a cool-down."""
         given = options.get("cooldown")
         return {**options, "cooldown": cls.default_cooldown if given is None else given}

@@ -2,11 +2,23 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
 from pruning.interface import PruneOptions
+
+
+class ChosenScope(TypedDict):
+    """Which parameters may be pruned.
+
+    ``scope`` is the name, ``biases`` says whether they are in, and ``scope_pattern`` is a regular
+    expression of whole parameter names.
+    """
+
+    scope: str
+    biases: bool
+    scope_pattern: str
 
 
 def select_parameters(named_parameters: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
@@ -37,7 +49,7 @@ def select_parameters(named_parameters: Mapping[str, Tensor], pattern: str) -> d
     return selected
 
 
-def choose_scope(scopes: Mapping[str, str], options: PruneOptions) -> dict[str, Any]:
+def choose_scope(scopes: Mapping[str, str], options: PruneOptions) -> ChosenScope:
     """Return what ``options`` say of the scope, with the pattern of its parameter names.
 
     Args:

@@ -41,11 +41,11 @@ def context_note(checkpoint: Checkpoint) -> str:
             f"{checkpoint.config.audio_positions / 50:g} s, so its output there has to be scored "
             "anew; for them train with --audio-ctx full"
         )
-    if audio_ctx is None or audio_ctx >= FULL_CONTEXT_SECONDS:
+    if audio_ctx is None or float(audio_ctx) >= FULL_CONTEXT_SECONDS:
         return ""
     return (
-        f"takes {math.ceil(audio_ctx)} s of audio, the context that it was trained with: other "
-        "programs cut off what is longer, or refuse it; cut recordings before, or train with "
+        f"takes {math.ceil(float(audio_ctx))} s of audio, the context that it was trained with: "
+        "other programs cut off what is longer, or refuse it; cut recordings before, or train with "
         f"--audio-ctx full for {FULL_CONTEXT_SECONDS} s"
     )
 

@@ -1,9 +1,8 @@
 """Write models for other programs: Hugging Face folders, and what else a family names."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from data.files import JsonObject
 from models import FAMILIES, SpeechModel
@@ -11,7 +10,7 @@ from models.checkpoint import Checkpoint
 from models.convert.card import model_card
 from models.convert.folder import check_place, write_folder
 from models.convert.hf_config import hf_config
-from models.facts import RunFacts
+from models.facts import DecodingFacts, FrontEndFacts, RunFacts
 from models.family import ExportedFolder, ForeignExport, HuggingFaceFolder, Settings
 from models.tensor_file import write_tensors
 from models.tokenizers import Tokenizer
@@ -21,8 +20,8 @@ def to_hf(
     model: SpeechModel,
     folder: str | os.PathLike[str],
     tokenizer: Tokenizer | None = None,
-    decoding: Mapping[str, Any] | None = None,
-    frontend: Mapping[str, Any] | None = None,
+    decoding: DecodingFacts | None = None,
+    frontend: FrontEndFacts | None = None,
     overwrite: bool = False,
     run: RunFacts | None = None,
     results: JsonObject | None = None,
@@ -63,7 +62,7 @@ def to_hf(
             f"{model.config.vocab_size}: give the model's own tokenizer"
         )
 
-    settings = Settings(tokenizer, dict(frontend or {}), dict(decoding or {}))
+    settings = Settings(tokenizer, frontend or {}, decoding or {})
     hugging_face = FAMILIES[model.family].hugging_face
     tensors = {
         hugging_face.keys.to_foreign(name): tensor.detach().float().cpu().contiguous()

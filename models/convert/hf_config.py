@@ -1,10 +1,11 @@
 """Configs of Hugging Face models and our own: a family's table, read in both directions."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from data.files import JsonObject
 from models import FAMILIES, Family, SpeechModel, read_config
+from models.facts import DecodingFacts
 from models.fields import Field, JsonFile, shown, take_fields
 
 
@@ -35,7 +36,7 @@ def read_hf_config(file: JsonFile) -> tuple[Family, Any]:
     return read_config(family.name, family.hugging_face.read_config(file, ours))
 
 
-def hf_config(model: SpeechModel, decoding: Mapping[str, Any]) -> dict[str, Any]:
+def hf_config(model: SpeechModel, decoding: DecodingFacts) -> JsonObject:
     """Return the content of ``config.json`` for ``model``.
 
     Args:

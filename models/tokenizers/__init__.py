@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from data.files import JsonObject
 from models.fields import has_type, shown
 from models.tokenizers.byte_bpe import ByteBPETokenizer, hf_tokenizer_json
 from models.tokenizers.subword import SubwordTokenizer
@@ -51,7 +52,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``; special ids leave no trace."""
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> JsonObject:
         """Return what ``build_tokenizer`` needs, in JSON's own types."""
 
 

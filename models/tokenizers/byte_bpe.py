@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.files import JsonObject
 from models.fields import Field, JsonFile, shown, take_fields, take_table
 
 # Assigned in Unicode 14, 15, 15.1 and 16: ranges of hexadecimal code points, last one included.
@@ -259,7 +260,7 @@ class ByteBPETokenizer:
                 parts.append(self._token_bytes[i])
         return b"".join(parts)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> JsonObject:
         """Return what ``build_tokenizer`` needs, in JSON's own types; 1 to 2 MB as JSON."""
         return {
             "kind": self.kind,
@@ -347,7 +348,7 @@ def split_words(text: str) -> list[str]:
     return [text[match.start() : match.end()] for match in matches]
 
 
-def hf_tokenizer_json(tokenizer: ByteBPETokenizer) -> dict[str, Any]:
+def hf_tokenizer_json(tokenizer: ByteBPETokenizer) -> JsonObject:
     """Return the content of a Hugging Face ``tokenizer.json`` that gives the same ids.
 
     Args:
@@ -358,7 +359,7 @@ def hf_tokenizer_json(tokenizer: ByteBPETokenizer) -> dict[str, Any]:
     """
     names = {i: token for token, i in tokenizer.added_tokens.items()}
     around = [names[i] for i in (*tokenizer.start_ids, tokenizer.eos_id)]
-    template: list[dict[str, Any]] = [{"SpecialToken": {"id": t, "type_id": 0}} for t in around]
+    template: list[JsonObject] = [{"SpecialToken": {"id": t, "type_id": 0}} for t in around]
     template.insert(-1, {"Sequence": {"id": "A", "type_id": 0}})
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.files import JsonObject
 from models.fields import JsonFile, shown
 from models.tokenizers.subword import SubwordTokenizer
 from models.tokenizers.symbols import SymbolTokenizer
 
 
-def fast_tokenizer_files(
-    content: dict[str, Any], special: dict[str, str]
-) -> dict[str, dict[str, Any]]:
+def fast_tokenizer_files(content: JsonObject, special: dict[str, str]) -> dict[str, JsonObject]:
     """Return the files of a tokenizer that transformers loads as PreTrainedTokenizerFast.
 
     Args:
@@ -33,7 +32,7 @@ def fast_tokenizer_files(
     }
 
 
-def phones_json(tokenizer: SymbolTokenizer) -> dict[str, Any]:
+def phones_json(tokenizer: SymbolTokenizer) -> JsonObject:
     """Describe phones, which stand between spaces, in the terms of ``tokenizer.json``."""
     special = {i for i in (tokenizer.eos_id, *(tokenizer.start_ids or ())) if i is not None}
     return {
@@ -54,7 +53,7 @@ def is_phones_json(file: JsonFile) -> bool:
     return isinstance(model, dict) and model.get("type") == "WordLevel"
 
 
-def unigram_json(tokenizer: SubwordTokenizer) -> dict[str, Any]:
+def unigram_json(tokenizer: SubwordTokenizer) -> JsonObject:
     """Describe a SentencePiece model in the terms of ``tokenizer.json``."""
     import sentencepiece
 
@@ -80,7 +79,7 @@ def unigram_json(tokenizer: SubwordTokenizer) -> dict[str, Any]:
     }
 
 
-def _added(token: str, token_id: int) -> dict[str, Any]:
+def _added(token: str, token_id: int) -> JsonObject:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token_id, "content": token, **flags, "special": True}
 
@@ -97,7 +96,7 @@ def symbols_by_id(vocab: Mapping[str, int]) -> list[str]:
     return symbols
 
 
-def token_text(file: JsonFile, name: str, token: str | dict[str, Any]) -> str:
+def token_text(file: JsonFile, name: str, token: str | JsonObject) -> str:
     """Return the text of a special token, which stands there bare or in an object.
 
     Raises:

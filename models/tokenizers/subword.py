@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from data.files import JsonObject
+
 _SPECIAL_PIECES: dict[bool, dict[str, Any]] = {
     False: {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1},
     True: {"pad_id": -1, "unk_id": 0, "bos_id": 1, "eos_id": 2},
@@ -150,7 +152,7 @@ class SubwordTokenizer:
         special = (self._processor.unk_id(), self._processor.pad_id())
         return self._processor.DecodeIds([int(i) for i in ids if i not in special])
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> JsonObject:
         """Return what ``build_tokenizer`` needs, in JSON's own types."""
         return {"kind": self.kind, "model": self._model}
 

@@ -1,7 +1,8 @@
 """Phones or characters as tokens: one id for each symbol of a closed set."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+
+from data.files import JsonObject
 
 _BLANK, _EOS, _START = "<pad>", "<|endoftext|>", "<|startoftranscript|>"
 _SPACE = "|"
@@ -148,7 +149,7 @@ class SymbolTokenizer:
             return " ".join(symbols)
         return "".join(symbols).replace(_SPACE, " ")
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> JsonObject:
         """Return what ``build_tokenizer`` needs, in JSON's own types."""
         return {
             "kind": self.kind,

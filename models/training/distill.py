@@ -30,6 +30,7 @@ from models import FAMILIES
 from models.checkpoint import Checkpoint
 from models.device import send
 from models.draw import Draw
+from models.facts import TrainingCost
 from models.training.tasks import Padded, Task, at_least_float32
 
 SELF = "self"
@@ -276,7 +277,7 @@ def find_teacher(name: str, out: Path) -> Path:
     return file
 
 
-def teacher_cost(file: Path, teacher: Checkpoint) -> dict[str, Any]:
+def teacher_cost(file: Path, teacher: Checkpoint) -> TrainingCost:
     """Return what training a teacher has taken, as its folder or else its checkpoint tells.
 
     A checkpoint that is not in the folder of a finished run does not tell the seconds, and one with
@@ -286,7 +287,7 @@ def teacher_cost(file: Path, teacher: Checkpoint) -> dict[str, Any]:
         ValueError: If the results in its folder are damaged.
     """
     results = file.parent / "results.json"
-    cost: dict[str, Any] | None = read_json(results).get("cost") if results.is_file() else None
+    cost: TrainingCost | None = read_json(results).get("cost") if results.is_file() else None
     if cost is not None:
         return cost
     steps = teacher.run.step or 0

@@ -19,6 +19,7 @@ from models.ctc import align, beam_decode, greedy_decode
 from models.device import send
 from models.draw import Draw
 from models.dropout import set_fast_dropout
+from models.facts import DecodingFacts
 from models.family import SpeechModel
 from models.search import GREEDY, Search
 from models.spec_augment import SpecAugment
@@ -290,7 +291,7 @@ class Seq2SeqTask(_PrecisionMixin):
         model: SpeechModel,
         generate: Callable[[Tensor, Mapping[str, Any]], list[list[int]]],
         search_options: frozenset[str],
-        decoding: Mapping[str, Any],
+        decoding: DecodingFacts,
         precision: str = "fp32",
         fast: bool = True,
         spec_augment: SpecAugment | None = None,

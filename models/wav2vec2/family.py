@@ -1,8 +1,8 @@
 """The record of wav2vec 2.0, and its presets."""
 
-from collections.abc import Mapping
 from typing import Any
 
+from models.facts import DecodingFacts
 from models.family import Family, ForeignFormat, Preset, Recipe, Waveform
 from models.tokenizers import Tokenizer
 from models.training.tasks import CTCTask
@@ -40,14 +40,13 @@ DEMO = {
 DEMO_RECIPE = Recipe(lr=2e-3, head_lr=2e-3, batch_seconds=12.0, epochs=40, hold=0.4)
 
 
-def _task(
-    model: Wav2Vec2, decoding: Mapping[str, Any], precision: str, fast: bool, *_: Any
-) -> CTCTask:
+def _task(model: Wav2Vec2, decoding: DecodingFacts, precision: str, fast: bool, *_: Any) -> CTCTask:
     return CTCTask(model, decoding["blank_id"], precision, fast)
 
 
-def _reset_vocabulary(model: Wav2Vec2, old: Tokenizer | None, new: Tokenizer) -> dict[str, Any]:
+def _reset_vocabulary(model: Wav2Vec2, old: Tokenizer | None, new: Tokenizer) -> DecodingFacts:
     """Draw a new head, whatever the old one stood for."""
+    assert new.blank_id is not None, "CTC has a blank"
     model.reset_head(new.vocab_size)
     return {"blank_id": new.blank_id}
 

@@ -1,11 +1,11 @@
 """wav2vec 2.0 in Hugging Face folders."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-from models.family import HuggingFace, HuggingFaceFolder, Settings, Waveform
+from data.files import JsonObject
+from models.facts import DecodingFacts, FrontEndFacts
+from models.family import HuggingFace, HuggingFaceFolder, Settings, Waveform, front_end_facts
 from models.fields import Field, JsonFile, shown, take_fields, take_table
 from models.tokenizers import SubwordTokenizer, SymbolTokenizer, Tokenizer
 from models.tokenizers.hf import (
@@ -91,15 +91,13 @@ REQUIRED = {
 }
 
 
-def _read_config(file: JsonFile, config: dict[str, Any]) -> dict[str, Any]:
+def _read_config(file: JsonFile, config: JsonObject) -> JsonObject:
     if not take_fields({"apply_spec_augment": Field("bool", True)}, file)["apply_spec_augment"]:
         config |= {"mask_time_prob": 0.0, "mask_channel_prob": 0.0}
     return config
 
 
-def _finish_config(
-    model: Wav2Vec2, decoding: Mapping[str, Any], hf_config: dict[str, Any]
-) -> dict[str, Any]:
+def _finish_config(model: Wav2Vec2, decoding: DecodingFacts, hf_config: JsonObject) -> JsonObject:
     config = model.config
     hf_config["num_feat_extract_layers"] = len(config.conv_dims)
     hf_config["apply_spec_augment"] = bool(config.mask_time_prob or config.mask_channel_prob)
@@ -142,7 +140,7 @@ def _read_settings(config: Wav2Vec2Config, file: JsonFile) -> Settings:
     if blank_id is None or blank_id >= config.vocab_size:
         raise file.error("pad_token_id", f"an id below vocab_size, {config.vocab_size}")
     frontend = Waveform(normalize=front_end["do_normalize"])
-    return Settings(tokenizer, asdict(frontend), {"blank_id": blank_id})
+    return Settings(tokenizer, front_end_facts(frontend), {"blank_id": blank_id})
 
 
 _TOKENIZER = {
@@ -176,7 +174,7 @@ def _write_settings(model: Wav2Vec2, settings: Settings, folder: HuggingFaceFold
         folder.files |= _tokenizer_files(settings.tokenizer)
 
 
-def _preprocessor(model: Wav2Vec2, frontend: Mapping[str, Any]) -> dict[str, Any]:
+def _preprocessor(model: Wav2Vec2, frontend: FrontEndFacts) -> JsonObject:
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "processor_class": "Wav2Vec2Processor",
@@ -189,7 +187,7 @@ def _preprocessor(model: Wav2Vec2, frontend: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, JsonObject]:
     if isinstance(tokenizer, SubwordTokenizer):
         return fast_tokenizer_files(unigram_json(tokenizer), {"pad_token": "<pad>"})
     if not isinstance(tokenizer, SymbolTokenizer) or tokenizer.blank_id is None:

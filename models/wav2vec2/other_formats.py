@@ -1,6 +1,5 @@
 """wav2vec 2.0 weights as fairseq and torchaudio save them."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from data.files import JsonObject
 from models.archive import Header
-from models.family import Settings, Waveform
+from models.family import Settings, Waveform, front_end_facts
 from models.fields import Field, JsonFile, shown, take_fields
 from models.tokenizers import SymbolTokenizer
 from models.wav2vec2.config import Wav2Vec2Config
@@ -114,7 +114,7 @@ def load_fairseq(path: Path, content: Any) -> tuple[Wav2Vec2, Settings]:
     normalize = settings["normalize"]
     front_end = Waveform(config.conv_norm == "layer" if normalize is None else normalize)
     tokenizer = _read_dictionary(path.parent, config.vocab_size)
-    return model, Settings(tokenizer, dataclasses.asdict(front_end), {"blank_id": 0})
+    return model, Settings(tokenizer, front_end_facts(front_end), {"blank_id": 0})
 
 
 def is_torchaudio(content: Any) -> bool:
@@ -143,7 +143,7 @@ def load_torchaudio(path: Path, content: Any) -> tuple[Wav2Vec2, Settings]:
     config = _config(path, tensors, _TORCHAUDIO, dict.fromkeys(_SETTINGS))
     model = build_renamed(Wav2Vec2, config, tensors, _TORCHAUDIO, _may_lack(tensors))
     front_end = Waveform(normalize=config.conv_norm == "layer")
-    return model, Settings(None, dataclasses.asdict(front_end), {"blank_id": 0})
+    return model, Settings(None, front_end_facts(front_end), {"blank_id": 0})
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
@@ -161,13 +161,13 @@ def _may_lack(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     return (*head, *(() if "mask_emb" in tensors else ("masked_embedding",)))
 
 
-def _flat(*parts: Any) -> dict[str, Any]:
+def _flat(*parts: Any) -> JsonObject:
     """Return every setting of nested ones by its own name, the innermost first.
 
     A fine-tuned model holds the settings of its pre-training under ``w2v_args``, and those say how
     the encoder was built.
     """
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     waiting, seen = [*parts], set()
     while waiting:
         part = waiting.pop()

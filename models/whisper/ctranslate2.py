@@ -10,15 +10,14 @@ Source:
 
 import re
 import struct
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.family import Settings
+from models.facts import DecodingFacts
+from models.family import Settings, front_end_facts
 from models.fields import Field, JsonFile, take_fields
 from models.tokenizers import ByteBPETokenizer
 from models.weights import ATTENTION_LEAVES, KeyMap, build_renamed
@@ -125,7 +124,7 @@ def load_ctranslate2(folder: Path) -> tuple[Whisper, Settings]:
 
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = ByteBPETokenizer.from_json(tokenizer_file) if tokenizer_file.is_file() else None
-    frontend = asdict(read_front_end(folder, model.config))
+    frontend = front_end_facts(read_front_end(folder, model.config))
     decoding = _decoding(JsonFile.read(folder / "config.json", needed=True), model, tokenizer)
     if tokenizer is not None:
         tokenizer = tokenizer.speaking(decoding["start_ids"])
@@ -272,15 +271,16 @@ _DECODING = {
 }
 
 
-def _decoding(file: JsonFile, model: Whisper, tokenizer: ByteBPETokenizer | None) -> dict[str, Any]:
+def _decoding(file: JsonFile, model: Whisper, tokenizer: ByteBPETokenizer | None) -> DecodingFacts:
     """Join the suppressed ids of ``config.json`` and the tokenizer's special ids."""
     settings, most_tokens = take_fields(_DECODING, file), model.config.text_positions
     vocab_size = model.config.vocab_size
-    start_ids = settings["start_ids"] or (tokenizer.start_ids if tokenizer else None)
-    return {
-        "start_ids": start_ids and list(start_ids),
-        "eos_id": tokenizer.eos_id if tokenizer else None,
+    decoding: DecodingFacts = {
         "suppress_ids": ids_within(settings["suppress_ids"], vocab_size),
         "begin_suppress_ids": ids_within(settings["suppress_ids_begin"], vocab_size),
         "max_tokens": min(settings["max_tokens"] or most_tokens, most_tokens),
     }
+    if tokenizer is not None:
+        decoding["start_ids"] = list(settings["start_ids"] or tokenizer.start_ids)
+        decoding["eos_id"] = tokenizer.eos_id
+    return decoding

@@ -8,11 +8,13 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from torch import Tensor
 
+from data.files import JsonObject
+from models.facts import DecodingFacts
 from models.family import ExportedFolder, ForeignExport, Settings
 from models.tokenizers import ByteBPETokenizer, hf_tokenizer_json
 from models.whisper.ctranslate2 import (
@@ -139,7 +141,7 @@ def _text(text: str) -> bytes:
     return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
 
 
-def _config(decoding: Mapping[str, Any], tokenizer: ByteBPETokenizer) -> dict[str, Any]:
+def _config(decoding: DecodingFacts, tokenizer: ByteBPETokenizer) -> JsonObject:
     """Return ``config.json``; start ids and the most tokens are for the way back."""
     return {
         "suppress_ids": list(decoding["suppress_ids"]),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.facts import DecodingFacts
 from models.family import Family, ForeignFormat, LogMel, Preset, Recipe
 from models.spec_augment import SpecAugment
 from models.tokenizers import Tokenizer
@@ -64,12 +65,17 @@ EMBEDDING_STD = 0.02
 
 def _task(
     model: Whisper,
-    decoding: Mapping[str, Any],
+    decoding: DecodingFacts,
     precision: str,
     fast: bool,
     spec_augment: SpecAugment | None,
     label_smoothing: float,
 ) -> Seq2SeqTask:
+    if not {"start_ids", "eos_id"} <= decoding.keys():
+        raise ValueError(
+            "the weights came without the ids that text begins and ends with: convert them again "
+            "with their tokenizer.json beside them, or train with another --target"
+        )
     options = DecodingOptions(
         start_ids=tuple(decoding["start_ids"]),
         eos_id=decoding["eos_id"],
@@ -88,13 +94,14 @@ def _task(
     return Seq2SeqTask(model, search, search_options, decoding, precision, fast, *regularisation)
 
 
-def _reset_vocabulary(model: Whisper, old: Tokenizer | None, new: Tokenizer) -> dict[str, Any]:
+def _reset_vocabulary(model: Whisper, old: Tokenizer | None, new: Tokenizer) -> DecodingFacts:
     """Give the tied embedding a row for each symbol of ``new``.
 
     A row is the mean of the rows of the symbol's spelling in ``old``, or random where there was
     none. Nothing is suppressed in decoding.
     """
     model.reset_vocabulary(_new_embedding(model, old, new))
+    assert new.eos_id is not None, "text that a decoder writes has an end"
     return {
         "start_ids": list(new.start_ids or ()),
         "eos_id": new.eos_id,

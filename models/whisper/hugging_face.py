@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from models.family import HuggingFace, HuggingFaceFolder, LogMel, Settings
+from data.files import JsonObject
+from models.facts import DecodingFacts, FrontEndFacts
+from models.family import HuggingFace, HuggingFaceFolder, LogMel, Settings, front_end_facts
 from models.fields import Field, JsonFile, has_type, shown, take_fields
 from models.tokenizers import (
     ByteBPETokenizer,
@@ -89,9 +90,7 @@ _REQUIRED = {
 }
 
 
-def _finish_config(
-    model: Whisper, decoding: Mapping[str, Any], hf_config: dict[str, Any]
-) -> dict[str, Any]:
+def _finish_config(model: Whisper, decoding: DecodingFacts, hf_config: JsonObject) -> JsonObject:
     hf_config["is_encoder_decoder"] = True
     if decoding.get("start_ids"):
         hf_config["decoder_start_token_id"] = decoding["start_ids"][0]
@@ -144,14 +143,14 @@ def _read_settings(config: WhisperConfig, config_file: JsonFile) -> Settings:
     if (new_tokens := settings["max_new_tokens"]) is None:
         # transformers adds the start ids to whisper's max_length before it cuts there
         new_tokens = most_tokens if settings["max_length"] is None else settings["max_length"]
-    decoding = {
+    decoding: DecodingFacts = {
         "start_ids": start_ids,
         "eos_id": eos_id,
         "suppress_ids": ids_within(settings["suppress_tokens"], config.vocab_size),
         "begin_suppress_ids": ids_within(settings["begin_suppress_tokens"], config.vocab_size),
         "max_tokens": min(new_tokens + len(start_ids), most_tokens),
     }
-    front_end = asdict(read_front_end(folder, config))
+    front_end = front_end_facts(read_front_end(folder, config))
     if tokenizer is None:
         return Settings(_read_phones(folder, eos_id, start_ids), front_end, decoding)
     return Settings(tokenizer.speaking(start_ids), front_end, decoding)
@@ -279,14 +278,14 @@ def _read_phones(folder: Path, eos_id: int, start_ids: list[int]) -> SymbolToken
     return SymbolTokenizer("phone", symbols_by_id(vocab), None, eos_id, start_ids)
 
 
-def exported_context(model: Whisper, frontend: Mapping[str, Any]) -> tuple[int, int]:
+def exported_context(model: Whisper, frontend: FrontEndFacts) -> tuple[int, int]:
     """Return the whole seconds of audio that an export takes, and its encoder positions.
 
     A context that the model was trained on ends its positions early; without one, and for a model
     of each utterance's own length, all of them stay.
     """
     positions, audio_ctx = model.config.audio_positions, frontend.get("audio_ctx")  # 20 ms each
-    seconds = math.ceil(positions / 50 if audio_ctx in (None, "own") else audio_ctx)
+    seconds = math.ceil(positions / 50 if audio_ctx in (None, "own") else float(audio_ctx))
     return seconds, min(50 * seconds, positions)
 
 
@@ -306,7 +305,7 @@ def _write_settings(model: Whisper, settings: Settings, folder: HuggingFaceFolde
         files |= _tokenizer_files(settings.tokenizer)
 
 
-def preprocessor_json(model: Whisper, seconds: int, frontend: Mapping[str, Any]) -> dict[str, Any]:
+def preprocessor_json(model: Whisper, seconds: int, frontend: FrontEndFacts) -> JsonObject:
     """Return ``preprocessor_config.json`` of a model that takes some seconds of audio."""
     own = {"audio_ctx": "own"}  # for the way back; other programs take no notice of it
     return {
@@ -327,14 +326,14 @@ def preprocessor_json(model: Whisper, seconds: int, frontend: Mapping[str, Any])
 
 
 def _generation_config(
-    tokenizer: Tokenizer | None, decoding: Mapping[str, Any], most_tokens: int
-) -> dict[str, Any]:
+    tokenizer: Tokenizer | None, decoding: DecodingFacts, most_tokens: int
+) -> JsonObject:
     start_id, *forced = decoding["start_ids"]
     eos_id, max_tokens = decoding["eos_id"], decoding["max_tokens"]
     # transformers adds the start ids to whisper's max_length before it cuts there, and published
     # models, which may fill all places, state the number of those
     max_length = max_tokens if max_tokens == most_tokens else max_tokens - 1 - len(forced)
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "decoder_start_token_id": start_id,
         "bos_token_id": eos_id,
         "eos_token_id": eos_id,
@@ -365,7 +364,7 @@ def language_ids(tokenizer: ByteBPETokenizer) -> dict[str, int]:
     return {token: i for token, i in ids.items() if i in between}
 
 
-def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, JsonObject]:
     if isinstance(tokenizer, ByteBPETokenizer):
         special = dict.fromkeys(
             ("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>"

@@ -1,10 +1,10 @@
 """Whisper weights as openai-whisper saves them: sizes under ``dims`` and ``model_state_dict``."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from models.family import LogMel, Settings
+from models.facts import DecodingFacts
+from models.family import LogMel, Settings, front_end_facts
 from models.fields import Field, JsonFile, take_fields
 from models.tokenizers import ByteBPETokenizer
 from models.weights import KeyMap, build_renamed
@@ -99,11 +99,11 @@ def load_openai(path: Path, content: Any) -> tuple[Whisper, Settings]:
             f"{file} has {tokenizer.vocab_size} ids, and the weights {config.vocab_size}: remove "
             "it, or put the model's own there"
         )
-    decoding: dict[str, Any] = {}
+    decoding: DecodingFacts = {}
     start_ids, eos_id = _SPECIAL_IDS.get(config.vocab_size, (None, None))
     if tokenizer is not None:
         start_ids, eos_id = list(tokenizer.start_ids), tokenizer.eos_id
-    if start_ids is not None:
+    if start_ids is not None and eos_id is not None:
         decoding = {
             "start_ids": start_ids,
             "eos_id": eos_id,
@@ -113,4 +113,4 @@ def load_openai(path: Path, content: Any) -> tuple[Whisper, Settings]:
         }
     audio_ctx = None if config.audio_positions == 1500 else config.audio_positions / 50
     front_end = LogMel(num_mels=config.num_mels, audio_ctx=audio_ctx)
-    return model, Settings(tokenizer, asdict(front_end), decoding)
+    return model, Settings(tokenizer, front_end_facts(front_end), decoding)

@@ -16,7 +16,7 @@ from models.training.distill import DistillOptions
 from pruning.run.options import CHANGES_NOTHING, NOT_RECORDED, as_recorded_now
 from pruning.schedules import SCHEDULES, prunes
 
-Record = dict[str, Any]
+Record = JsonObject
 
 FORMAT = "parp-runs"
 VERSION = 1
@@ -194,9 +194,9 @@ def _check(record: Record, path: Path) -> None:
         )
 
 
-def _curves(events: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    curves: dict[str, list[dict[str, Any]]] = {"train": [], "dev": [], "reprune": []}
-    train: dict[int, list[dict[str, Any]]] = {}
+def _curves(events: Iterable[Mapping[str, Any]]) -> dict[str, list[JsonObject]]:
+    curves: dict[str, list[JsonObject]] = {"train": [], "dev": [], "reprune": []}
+    train: dict[int, list[JsonObject]] = {}
     for event in events:
         values = {key: value for key, value in event.items() if key != "event"}
         if event["event"] == "train":
@@ -240,7 +240,7 @@ def method_rank(method: str) -> int:
     return order.index(method) if method in order else len(order)
 
 
-def telling_options(record: Record) -> dict[str, Any]:
+def telling_options(record: Record) -> JsonObject:
     """Return the options of a run that tell it from others; those it lacks were at their defaults.
 
     Without a teacher those of teaching do not. In the path of a teacher the run's own seed is
@@ -328,7 +328,7 @@ def results_csv(records: Sequence[Record]) -> str:
     """Return the content of results.csv."""
     chosen = choose_tuned(records)
 
-    def measured(record: Record) -> dict[str, Any]:
+    def measured(record: Record) -> JsonObject:
         results, name = record["results"], rate_name(record)
         test = results[name]
         tested = pooled_rate([record["utterances"]])
@@ -354,7 +354,7 @@ def results_csv(records: Sequence[Record]) -> str:
 def costs_csv(records: Sequence[Record]) -> str:
     """Return the content of costs.csv: what depends on the machine."""
 
-    def measured(record: Record) -> dict[str, Any]:
+    def measured(record: Record) -> JsonObject:
         results = record["results"]
         return {
             "training_seconds": results["cost"]["training_seconds"],
@@ -366,7 +366,7 @@ def costs_csv(records: Sequence[Record]) -> str:
     return _csv(records, measured)
 
 
-def _csv(records: Sequence[Record], measured: Callable[[Record], dict[str, Any]]) -> str:
+def _csv(records: Sequence[Record], measured: Callable[[Record], JsonObject]) -> str:
     differing = differing_options(records)
     rows = []
     for record in sorted(records, key=sort_key):

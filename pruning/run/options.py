@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar
 
+from data.files import JsonObject
 from data.inputs import DataOptions
 from data.options import option
 from models import MODEL_NAMES
@@ -104,7 +105,7 @@ def method_of(options: Mapping[str, Any]) -> str:
     return options.get("method") or ("parp" if options.get("sparsity") else "dense")
 
 
-def used_options(options: Mapping[str, Any], keep_vital: bool = False) -> dict[str, Any]:
+def used_options(options: Mapping[str, Any], keep_vital: bool = False) -> JsonObject:
     """Return the options without those that change nothing beside the others.
 
     Args:
@@ -118,7 +119,7 @@ def used_options(options: Mapping[str, Any], keep_vital: bool = False) -> dict[s
     return {name: value for name, value in options.items() if name not in unused}
 
 
-def recorded_options(options: TrainOptions) -> dict[str, Any]:
+def recorded_options(options: TrainOptions) -> JsonObject:
     """Return the options that say what a run is, as config.json and reports hold them.
 
     What the method decides where it is not given is recorded as decided.
@@ -127,7 +128,7 @@ def recorded_options(options: TrainOptions) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name not in NOT_RECORDED}
 
 
-def as_recorded_now(options: Mapping[str, Any]) -> dict[str, Any]:
+def as_recorded_now(options: Mapping[str, Any]) -> JsonObject:
     """Return a run's options, of an earlier version too, as a run of today would record them.
 
     Those that are newer than the run, or change nothing in it, are at their defaults.
@@ -137,6 +138,6 @@ def as_recorded_now(options: Mapping[str, Any]) -> dict[str, Any]:
     return cls.resolve(chosen) if cls else chosen
 
 
-def default_options() -> dict[str, Any]:
+def default_options() -> JsonObject:
     """Return what options are where they are not given; those that must be are left out."""
     return {each.name: each.default for each in fields(TrainOptions) if each.default is not MISSING}

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Any
 
 from torch import Tensor
 
 from data.corpus import Split
+from data.files import JsonObject
 from eval import Decoding, Scores, describe_weights, results, score, write_alignments
 from models.checkpoint import load_checkpoint
+from models.facts import TrainingCost
 from pruning.run.options import recorded_options
 from pruning.run.stages import load_stage
 from pruning.run.state import Run
@@ -20,7 +21,7 @@ def score_run(run: Run, split: Split, inputs: Sequence[Tensor] | None = None) ->
     return score(run.task, run.checkpoint, split, Decoding(world=run.world), inputs)
 
 
-def final_report(run: Run) -> dict[str, Any]:
+def final_report(run: Run) -> JsonObject:
     """Score best.pt on dev and test, and describe what became of the weights."""
     run.world.wait()
     device = next(run.checkpoint.model.parameters()).device
@@ -48,14 +49,17 @@ def final_report(run: Run) -> dict[str, Any]:
     )
 
 
-def total_cost(run: Run) -> dict[str, Any]:
+def total_cost(run: Run) -> TrainingCost:
     """Return what the run has taken, its earlier stages and its teacher included."""
     stages = [load_stage(run.out, name) for name in run.schedule.stages[:-1]]
-    cost = {
-        "fine_tuning_runs": len(run.schedule.stages),
-        "steps": run.step + sum(stage.steps for stage in stages),
-        "training_seconds": run.seconds + sum(stage.seconds for stage in stages),
-    }
+    cost = TrainingCost(
+        fine_tuning_runs=len(run.schedule.stages),
+        steps=run.step + sum(stage.steps for stage in stages),
+        training_seconds=run.seconds + sum(stage.seconds for stage in stages),
+    )
     teacher = run.checkpoint.run.teacher
-    of_teacher = (teacher.cost if teacher else None) or {}
-    return {key: value + of_teacher.get(key, 0) for key, value in cost.items()}
+    if teacher and teacher.cost:
+        cost["fine_tuning_runs"] += teacher.cost["fine_tuning_runs"]
+        cost["steps"] += teacher.cost["steps"]
+        cost["training_seconds"] += teacher.cost["training_seconds"]
+    return cost
