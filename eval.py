@@ -8,6 +8,7 @@ The checkpoint carries the model, its tokenizer and its frontend, so nothing abo
 asked for here. An utterance's hypothesis does not depend on the utterances it is batched with.
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from data.inputs import (
     resolve_data,
 )
 from data.intervals import MIN_UNITS, UNITS, Estimate, estimate
+from data.log_mel import FULL_CONTEXT_SECONDS
 from data.metrics import (
     METRICS,
     ErrorRate,
@@ -60,7 +62,7 @@ from pruning.masks import measured_sparsity
 from pruning.scope import select_parameters
 
 LEAST_PIECE_SECONDS = 0.5
-LONGEST_PIECE_SECONDS = 30.0  # of a recording; attention to more takes memory, and no model saw it
+LONGEST_PIECE_SECONDS = 15.0  # for models that take any length; few corpora have longer utterances
 SHORTEST_SHARE = 0.2  # of the longest piece, where pieces are to be single utterances
 SHORTEST_PIECE_SAMPLES = 1600  # silence is added to what is shorter: no model has a frame for it
 NOT_FOR_AUDIO = ("data", "corpus", "resample", "split", "merge_sil", "trn")
@@ -105,8 +107,8 @@ class EvalOptions(Search):
     )
     piece_seconds: float | None = option(
         "with --audio: longest piece that is decoded at once; longer recordings are cut where they "
-        "are quietest. Without it what the model's context holds, at most "
-        f"{LONGEST_PIECE_SECONDS:g}",
+        "are quietest. Without it what the model's context holds, and "
+        f"{LONGEST_PIECE_SECONDS:g} where that has no end; best is what training utterances last",
         None,
         positive=True,
     )
@@ -432,8 +434,8 @@ class Transcriber:
         checkpoint: Any with a tokenizer.
         search: How hypotheses are searched for.
         batch_seconds: Audio decoded at once, padding included; None leaves it to the model.
-        piece_seconds: Longest piece of a recording; None is what the model's context holds, at
-            most ``LONGEST_PIECE_SECONDS``.
+        piece_seconds: Longest piece of a recording; None is what the model's context holds, and
+            ``LONGEST_PIECE_SECONDS`` where that has no end.
         precision: "fp32", "bf16" or "fp16".
         fast: Whether to take the fast paths.
 
@@ -457,21 +459,22 @@ class Transcriber:
         family = FAMILIES[checkpoint.model.family]
         self.batch_seconds = batch_seconds or family.decode_seconds
         self._front_end = front_end_of(checkpoint.frontend)
-        longest = min(self._front_end.longest_seconds, LONGEST_PIECE_SECONDS)
+        context = self._front_end.longest_seconds
         if piece_seconds and piece_seconds < LEAST_PIECE_SECONDS:
             raise ValueError(
                 f"--piece-seconds {piece_seconds:g} holds no word: give {LEAST_PIECE_SECONDS:g} or "
                 "more"
             )
-        if piece_seconds and piece_seconds > self._front_end.longest_seconds:
+        if piece_seconds and piece_seconds > context:
             raise ValueError(
                 f"--piece-seconds {piece_seconds:g} is longer than the model's audio context of "
-                f"{self._front_end.longest_seconds:g} s: give less, or leave it out"
+                f"{context:g} s: give less, or leave it out"
             )
-        self._longest = int((piece_seconds or longest) * SAMPLE_RATE)
-        # A model of 30 s, or of any length, hears the better the more it hears; one that learned
-        # with a shorter context has heard single utterances, and may stop after the first.
-        share = 0.5 if longest == LONGEST_PIECE_SECONDS else SHORTEST_SHARE
+        longest = piece_seconds or (LONGEST_PIECE_SECONDS if math.isinf(context) else context)
+        self._longest = int(longest * SAMPLE_RATE)
+        # A model of 30 s hears the better the more it hears; one that learned from single
+        # utterances may stop after the first.
+        share = 0.5 if context == FULL_CONTEXT_SECONDS else SHORTEST_SHARE
         self._shortest = int(share * self._longest)
 
     def transcribe(self, samples: object, sample_rate: int = SAMPLE_RATE) -> Transcript:

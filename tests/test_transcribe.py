@@ -73,6 +73,13 @@ def test_pieces_are_no_longer_than_the_context():
         Transcriber(whisper_checkpoint(2.0), piece_seconds=3)
 
 
+def test_pieces_of_a_model_without_a_context_are_of_fifteen_seconds_at_most():
+    whole = Transcriber(ctc_checkpoint()).transcribe(recording(40))
+    lengths = [piece.end - piece.start for piece in whole.pieces]
+    assert len(lengths) >= 3
+    assert max(lengths) <= 15.0
+
+
 @pytest.mark.parametrize("kind", ["phone", "char"])
 def test_times_of_a_ctc_model_are_in_order_and_within_their_piece(kind):
     transcriber = Transcriber(ctc_checkpoint(kind), piece_seconds=1.0)
