@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.audio import SAMPLE_RATE, measure, read_audio
+from data.checks import check_lengths, check_references
 from data.corpus import Corpus, Split
 from data.files import JsonObject, to_json, write_file, write_json
 from data.formats import FORMATS
@@ -385,6 +386,8 @@ def evaluate(options: EvalOptions) -> JsonObject:
     corpus = find_corpus(options, checkpoint)
     split = corpus.read(options.split)
     check_inputs(split.utterances, checkpoint.frontend)
+    check_lengths(split.utterances, task.min_samples)
+    check_references([split], labels_of(_tokenizer_of(checkpoint).kind))
 
     decoding = Decoding(search, options.batch_seconds, options.merge_sil)
     scores = score(task, checkpoint, split, decoding)

@@ -238,6 +238,25 @@ def read_toml(path: str | Path, remedy: str) -> JsonObject:
         raise ValueError(f"{path} is not TOML ({error}): correct it") from None
 
 
+def check_room(folder: Path, needed: float, what: str) -> str:
+    """Check that a disk has room; return in words how much is needed and free.
+
+    Args:
+        folder: Where it is to be written; it need not exist.
+        needed: Bytes.
+        what: What is to be written there.
+
+    Raises:
+        ValueError: If less is free.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    said = f"{what} may take {needed / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free"
+    if needed > free:
+        raise ValueError(f"{said}: {WRITE_ELSEWHERE}")
+    return said
+
+
 _SAID: set[str] = set()
 
 

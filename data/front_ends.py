@@ -21,6 +21,8 @@ from data.log_mel import (
 )
 from data.utterance import Utterance
 
+_NAMED = 10  # utterances in a message
+
 
 class FrontEnd(Protocol):
     """What reading, batching and scoring ask of a front end."""
@@ -151,14 +153,17 @@ def check_context(utterances: Sequence[Utterance], audio_ctx: AudioContext) -> N
     too_long = [u for u in utterances if u.num_samples > round(limit * SAMPLE_RATE)]
     if not too_long:
         return
-    longest = max(too_long, key=lambda utterance: utterance.num_samples)
+    too_long.sort(key=lambda utterance: -utterance.num_samples)
+    longest, *others = too_long
     remedy = "take such recordings out of the corpus, or cut them"
     if longest.seconds <= FULL_CONTEXT_SECONDS:
         remedy = f"train with --audio-ctx own, or {math.ceil(longest.seconds)} seconds at least"
-    others = f", and so are {len(too_long) - 1} others" if len(too_long) > 1 else ""
+    also = ", ".join(f"{each.utt_id} ({each.seconds:.2f} s)" for each in others[:_NAMED])
+    if others[_NAMED:]:
+        also += f" and {len(others) - _NAMED} others"
     raise ValueError(
         f"{longest.utt_id} ({longest.path}) lasts {longest.seconds:.2f} s and is longer than the "
-        f"model's audio context of {limit:g} s{others}: {remedy}"
+        f"model's audio context of {limit:g} s{', and so are ' + also if also else ''}: {remedy}"
     )
 
 

@@ -16,7 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batching import BatchSampler
-from data.files import IDLE_SECONDS, read_json, remove_left_overs, write_file, write_json
+from data.files import (
+    IDLE_SECONDS,
+    check_room,
+    read_json,
+    remove_left_overs,
+    write_file,
+    write_json,
+)
 from data.formats import FORMATS
 from data.front_ends import front_end_of
 from data.options import option
@@ -205,7 +212,9 @@ def _map_inputs(
     index, data = folder / f"{key}.json", folder / f"{key}.bin"
     inputs, problem = _read_cache(index, data)
     if inputs is None:
-        tqdm.write(f"{problem}: computing {len(utterances)} inputs", file=sys.stderr)
+        needed = _estimate_bytes(utterances, compute)
+        said = check_room(folder, needed, f"{len(utterances)} inputs")
+        tqdm.write(f"{problem}: computing {said}", file=sys.stderr)
         _write_cache(index, data, map(compute, tqdm(utterances, "read", disable=None)))
         inputs, problem = _read_cache(index, data)
     if inputs is None:

@@ -67,6 +67,8 @@ class Task(Protocol):
     precision: str
     search_options: frozenset[str]
     """Names of the options of Search that have an effect here."""
+    min_samples: int
+    """Samples at 16 kHz of the shortest utterance that can be heard."""
 
     def prepare(self, source: Tensor) -> Tensor:
         """Do once what is the same in every step: return an input to use in place of ``source``."""
@@ -121,6 +123,7 @@ class Task(Protocol):
 class _PrecisionMixin:
     model: Any
     precision: str
+    min_samples = 1
 
     def _autocast(self) -> AbstractContextManager[None]:
         dtype = PRECISIONS[self.precision]
@@ -148,10 +151,10 @@ class CTCTask(_PrecisionMixin):
     is set to ``padding="packed"``, or "independent" on the plain path.
 
     Args:
-        model: A family's CTC model: it has a ``feature_encoder``, and the methods ``features``,
-            ``num_frames``, ``logits``, ``logits_from_features`` and, for graphs, ``masked_logits``,
-            and the property ``frame_seconds``, of ``models.wav2vec2.Wav2Vec2``. Its parameters stay
-            in float32.
+        model: A family's CTC model: it has a ``feature_encoder``, the methods ``features``,
+            ``num_frames``, ``logits``, ``logits_from_features`` and, for graphs,
+            ``masked_logits``, and the properties ``frame_seconds`` and ``min_samples``, of
+            ``models.wav2vec2.Wav2Vec2``. Its parameters stay in float32.
         blank_id: Id of the CTC blank.
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
         fast: Whether batches are packed, dropout is fast and, on CUDA, training steps on features
@@ -166,6 +169,7 @@ class CTCTask(_PrecisionMixin):
         set_fast_dropout(model, fast)
         self.model = model
         self.model.padding = "packed" if fast else "independent"
+        self.min_samples = self.model.min_samples
         self.blank_id = blank_id
         self.precision = precision
         self._graphed = GraphedCTC(model) if fast and _has_graphs(model) else None
@@ -231,7 +235,7 @@ class CTCTask(_PrecisionMixin):
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
         """Say so where there are fewer frames than CTC needs for ``target``."""
         repeats = sum(a == b for a, b in zip(target, target[1:], strict=False))
-        num_frames = self.model.num_frames(num_samples)
+        num_frames = max(0, self.model.num_frames(num_samples))
         if num_frames >= max(1, len(target) + repeats):
             return None
         return f"{num_frames} frames can't align {len(target)} tokens with {repeats} repeats"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from data.checks import check_recordings, check_references
 from data.corpus import Corpus, TrainingData, load_corpus
 from data.inputs import resolve_data
 from data.phones import PHONE_SETS
@@ -131,14 +132,17 @@ def _find_data_and_weights(options: TrainOptions) -> TrainingData:
 
     if "audio_ctx" in default_front_end(options.model):
         data.audio_context(options.audio_ctx)
+    check_references([data.dev, data.test], labels_of(options.target))
     return data
 
 
 def check_corpus(plan: Plan) -> None:
     """Check that the corpus still is what a run to go on with, or to reuse stages of, has seen.
 
+    What is read late in a run comes first among the recordings that are read through.
+
     Raises:
-        ValueError: If labels, lengths, recordings or splits differ; says how.
+        ValueError: If labels, lengths, recordings or splits differ, or a recording is damaged.
     """
     data, reuse = plan.data, plan.options.reuse
     manifest = plan.out / "manifest.tsv"
@@ -148,6 +152,8 @@ def check_corpus(plan: Plan) -> None:
     if reuse and (manifest := Path(reuse) / "manifest.tsv").is_file():
         remedy = "give a run on the same data to --reuse, or none"
         check_manifest([data.train, data.dev], manifest, remedy)
+    splits = (data.test, data.dev, data.train)
+    check_recordings([each for split in splits for each in split.utterances])
 
 
 def _say_what_is_new(facts: RunFacts, source: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.batching import BatchSampler
+from data.checks import check_lengths
 from data.corpus import TrainingData
 from data.inputs import batch_sampler
 from data.run_folder import EventLog
@@ -90,6 +91,7 @@ def build_run(plan: Plan) -> Run:
     task = build_task(model, checkpoint.decoding, plan.precision, plan.options.fast, *drawn)
 
     train, targets = _usable_targets(plan, checkpoint, task)
+    check_lengths([*plan.data.dev.utterances, *plan.data.test.utterances], task.min_samples)
     sampler = batch_sampler(train, checkpoint.frontend, recipe.batch_seconds, plan.options.seed)
     steps_per_epoch = math.ceil(sampler.count_batches(1) / plan.options.grad_accum)
     steps = plan.options.steps
