@@ -161,7 +161,8 @@ def load_inputs(
         cache: Folder of caches for this and later runs.
     """
     if cache is None:
-        needed, free = _estimate_bytes(utterances, compute), free_bytes(device)
+        needed = _estimate_bytes(utterances, _compute_ends(utterances, compute))
+        free = free_bytes(device)
         if 4 * needed <= free:
             return LazyInputs(lambda i: compute(utterances[i]).to(device), len(utterances))
         tqdm.write(
@@ -176,12 +177,19 @@ def load_inputs(
     return LazyInputs(lambda i: inputs[i].to(device), len(inputs))
 
 
-def _estimate_bytes(
+def _compute_ends(
     utterances: Sequence[Utterance], compute: Callable[[Utterance], Tensor]
-) -> float:
-    """Estimate the size of all inputs from the shortest and the longest, between which it grows."""
-    ends = [pick(utterances, key=lambda u: u.num_samples) for pick in (min, max)]
-    (short, small), (long, large) = ((u.num_samples, compute(u).nbytes) for u in ends)
+) -> dict[int, Tensor]:
+    """Return the inputs of the shortest and the longest utterance by their places."""
+    places = range(len(utterances))
+    ends = {pick(places, key=lambda i: utterances[i].num_samples) for pick in (min, max)}
+    return {i: compute(utterances[i]) for i in sorted(ends)}
+
+
+def _estimate_bytes(utterances: Sequence[Utterance], ends: Mapping[int, Tensor]) -> float:
+    """Estimate the size of all inputs from those between whose lengths it grows."""
+    sizes = sorted((utterances[i].num_samples, tensor.nbytes) for i, tensor in ends.items())
+    (short, small), (long, large) = sizes[0], sizes[-1]
     slope = (large - small) / max(1, long - short)
     return sum(small + slope * (u.num_samples - short) for u in utterances)
 
@@ -212,10 +220,15 @@ def _map_inputs(
     index, data = folder / f"{key}.json", folder / f"{key}.bin"
     inputs, problem = _read_cache(index, data)
     if inputs is None:
-        needed = _estimate_bytes(utterances, compute)
+        ends = _compute_ends(utterances, compute)
+        needed = _estimate_bytes(utterances, ends)
         said = check_room(folder, needed, f"{len(utterances)} inputs")
         tqdm.write(f"{problem}: computing {said}", file=sys.stderr)
-        _write_cache(index, data, map(compute, tqdm(utterances, "read", disable=None)))
+        all_inputs = (
+            ends[i] if i in ends else compute(utterance)
+            for i, utterance in enumerate(tqdm(utterances, "read", disable=None))
+        )
+        _write_cache(index, data, all_inputs)
         inputs, problem = _read_cache(index, data)
     if inputs is None:
         raise ValueError(f"cannot keep inputs in {folder} ({problem}): give another --cache")
