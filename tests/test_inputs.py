@@ -133,7 +133,8 @@ def test_size_of_inputs_is_estimated_from_two_of_them(
     utterances: list[Utterance], frontend: dict[str, Any]
 ) -> None:
     counter = _Counter(frontend)
-    estimate = inputs_module._estimate_bytes(utterances, counter)
+    ends = inputs_module._compute_ends(utterances, counter)
+    estimate = inputs_module._estimate_bytes(utterances, ends)
     assert counter.count == 2
     assert estimate == sum(model_input(utterance, frontend).nbytes for utterance in utterances)
 
