@@ -160,7 +160,8 @@ def _read_header(path: Path, resample: bool) -> tuple[int, int]:
             recorded, sample_rate = compressed.read_header(path, kind)
         else:
             layout = _read_layout(file, path)
-            recorded, sample_rate = layout.num_samples, layout.sample_rate
+            recorded = layout.num_samples
+            sample_rate = layout.sample_rate
     if recorded == 0:
         raise ValueError(f"{path}: no samples: restore the file or leave the utterance out")
     if sample_rate != SAMPLE_RATE and not resample:
@@ -226,7 +227,8 @@ def _read_riff_layout(file: BinaryIO, path: Path) -> PcmLayout:
         raise ValueError(f"{path}: a RIFF file that is not WAVE: {_REMEDY}")
     format_chunk, data = None, None
     while len(head := file.read(8)) == 8 and (format_chunk is None or data is None):
-        name, size = head[:4], int.from_bytes(head[4:], "little")
+        name = head[:4]
+        size = int.from_bytes(head[4:], "little")
         start = file.tell()
         if name == b"fmt " and format_chunk is None:
             format_chunk = file.read(min(size, 40))

@@ -123,4 +123,6 @@ class BatchSampler:
                 f"cannot resume at batch {state['position']} of an epoch with {len(batches)}: "
                 "resume with the data and the batch seconds of the interrupted run"
             )
-        self.epoch, self.position, self._batches = state["epoch"], state["position"], batches
+        self.epoch = state["epoch"]
+        self.position = state["position"]
+        self._batches = batches

@@ -79,7 +79,8 @@ def _mean_change(values: NDArray[np.int8]) -> NDArray[np.float64]:
 
 def _has_changed_places(high: NDArray[np.int8], low: NDArray[np.int8]) -> bool:
     """Look at a suspect block more closely: what has a pattern of its own is no damage."""
-    num_values, signs = len(np.unique(high)), np.unique(low)
+    num_values = len(np.unique(high))
+    signs = np.unique(low)
     if len(signs) < 2:  # 8-bit recordings have low bytes that are all the same
         return False
     if np.isin(signs, (0, -1)).all() and num_values >= _VALUES_OF_QUIET_SPEECH:

@@ -87,8 +87,10 @@ def estimate(
         Hesterberg 2015 (arXiv:1411.5279), expanded percentiles; for the two factors Dorfman,
         Berbaum and Metz 1992 and Hillis 2007, on readers and cases.
     """
-    edits, tokens = np.atleast_2d(edits).astype(float), np.asarray(tokens, dtype=float)
-    errors, total = float(edits.mean(0).sum()), float(tokens.sum())
+    edits = np.atleast_2d(edits).astype(float)
+    tokens = np.asarray(tokens, dtype=float)
+    errors = float(edits.mean(0).sum())
+    total = float(tokens.sum())
     unit, names = choose_unit(utt_ids, speakers)
     if not total:
         return Estimate(math.copysign(math.inf, errors) if errors else 0.0, None, None, None)

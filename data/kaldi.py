@@ -73,7 +73,8 @@ def _locate(
     """Return the recording of an utterance, where it begins in it, and where it ends."""
     try:
         recording, begin_text, end_text = segment.split()
-        begin, end = float(begin_text), float(end_text)
+        begin = float(begin_text)
+        end = float(end_text)
         source = recordings[recording]
     except (ValueError, KeyError):
         raise ValueError(

@@ -140,13 +140,17 @@ def mel_filters(num_mels: int) -> Tensor:
         Slaney 1998, "Auditory Toolbox", Interval Research technical report 1998-010, as librosa
         and Whisper have it.
     """
-    knee_mel, mels_per_e = 15.0, 27.0 / np.log(6.4)
+    knee_mel = 15.0
+    mels_per_e = 27.0 / np.log(6.4)
     top = knee_mel + mels_per_e * np.log(_MAX_HZ / 1000.0)
     mels = np.linspace(0.0, top, num_mels + 2)
     above = 1000.0 * np.exp((np.maximum(mels, knee_mel) - knee_mel) / mels_per_e)
     edges = np.where(mels < knee_mel, mels * 200.0 / 3.0, above)  # Hz, (M + 2,)
     bins = np.linspace(0.0, SAMPLE_RATE / 2, _WINDOW // 2 + 1)
-    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    rising, falling = (bins - low) / (centre - low), (high - bins) / (high - centre)
+    low = edges[:-2, None]
+    centre = edges[1:-1, None]
+    high = edges[2:, None]
+    rising = (bins - low) / (centre - low)
+    falling = (high - bins) / (high - centre)
     triangles = np.maximum(0.0, np.minimum(rising, falling))
     return torch.from_numpy(triangles * 2.0 / (high - low)).to(torch.float32)

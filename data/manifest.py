@@ -178,7 +178,8 @@ def _read_row(row: Row, manifest: Path, wanted: Wanted) -> Utterance:
     path = manifest.parent / row["path"]
     if not path.exists() and (in_clips := manifest.parent / "clips" / row["path"]).exists():
         path = in_clips
-    begin, end = _seconds(row, "start", where), _seconds(row, "end", where)
+    begin = _seconds(row, "start", where)
+    end = _seconds(row, "end", where)
     phones = check_phones(row.get("phones", "").split(), where)
     return Utterance(
         utt_id=row.get("utt_id") or _name(row),

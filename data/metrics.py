@@ -126,7 +126,8 @@ def error_rate(references: Sequence[Tokens], hypotheses: Sequence[Tokens]) -> Er
     encoded_hypotheses = [_encode(tokens, ids) for tokens in hypotheses]
     num_references = np.array([len(tokens) for tokens in references])
     num_hypotheses = np.array([len(tokens) for tokens in hypotheses])
-    edits, substitutions = np.zeros_like(num_references), np.zeros_like(num_references)
+    edits = np.zeros_like(num_references)
+    substitutions = np.zeros_like(num_references)
     order = np.lexsort((num_hypotheses, num_references))
     for start in range(0, len(order), ROWS_TOGETHER):
         rows = order[start : start + ROWS_TOGETHER]
@@ -220,7 +221,8 @@ def align(
 
     costs = np.concatenate(rows)
     steps: list[tuple[Operation, Hashable | None, Hashable | None]] = []
-    i, j = len(reference), len(hypothesis)
+    i = len(reference)
+    j = len(hypothesis)
     while i or j:
         if i and j:
             differ = reference[i - 1] != hypothesis[j - 1]
@@ -228,7 +230,8 @@ def align(
         else:
             differ = diagonal = False
         if diagonal:
-            i, j = i - 1, j - 1
+            i -= 1
+            j -= 1
             steps.append(("substitution" if differ else "hit", reference[i], hypothesis[j]))
         elif i and costs[i, j] == costs[i - 1, j] + weight:
             i -= 1
@@ -247,7 +250,8 @@ def worst_utterances(
 
     Among equals the earlier utterance comes first; utterances without edits are left out.
     """
-    edits, tokens = errors.utterance_edits, errors.utterance_tokens
+    edits = errors.utterance_edits
+    tokens = errors.utterance_tokens
     order = np.argsort(-edits, kind="stable")[:count]
     return [(utt_ids[row], int(edits[row]), int(tokens[row])) for row in order if edits[row]]
 

@@ -111,7 +111,8 @@ def cut_at_silence(waveform: Tensor, longest: int, shortest: int) -> list[tuple[
 
     cuts = [0]
     while total - cuts[-1] > longest:
-        begin, last = cuts[-1], (cuts[-1] + longest) // _HOP - pause
+        begin = cuts[-1]
+        last = (cuts[-1] + longest) // _HOP - pause
         first = -(-(begin + shortest) // _HOP)
         pauses = is_pause[first : last + 1].nonzero()[:, 0]
         if len(pauses):

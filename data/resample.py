@@ -27,7 +27,8 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
         ``torchaudio.functional.resample`` has them by default.
     """
     divisor = math.gcd(from_rate, to_rate)
-    old, new = from_rate // divisor, to_rate // divisor
+    old = from_rate // divisor
+    new = to_rate // divisor
     if old == new:
         return waveform
     kernels = _kernels(old, new).to(waveform)

@@ -127,7 +127,8 @@ def check_manifest(splits: Sequence[Split], path: Path, remedy: str) -> None:
 
 def _describe_differences(before: Rows, now: Mapping[tuple[str, str], Utterance]) -> list[str]:
     """Say what was lost, added, moved to another split or changed, each with an example."""
-    gone, new = before.keys() - now.keys(), now.keys() - before.keys()
+    gone = before.keys() - now.keys()
+    new = now.keys() - before.keys()
     moved = {utt_id for _, utt_id in gone} & {utt_id for _, utt_id in new}
     found: dict[str, list[str]] = {}
     for split, utt_id in sorted(before.keys() | now.keys()):

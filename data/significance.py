@@ -112,7 +112,8 @@ def _segments(first: str, second: str) -> list[tuple[int, int]]:
     inserted = [inserted for _, inserted in systems]
     num_tokens = len(wrong[0])
     right = [not (a or b) for a, b in zip(*wrong, strict=True)]
-    run_start, bounds = 0, [False] * num_tokens
+    run_start = 0
+    bounds = [False] * num_tokens
 
     for i in range(num_tokens + 1):
         broken = i == num_tokens or not right[i] or inserted[0][i] or inserted[1][i]

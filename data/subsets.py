@@ -67,7 +67,8 @@ def _fill(utterances: list[Utterance], minutes: str, subset: str) -> list[Uttera
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         raise ValueError(f"subset {subset!r}: minutes are a positive number")
-    taken, total = set(), 0.0
+    taken = set()
+    total = 0.0
     for utterance in sorted(utterances, key=lambda u: hashlib.sha256(u.utt_id.encode()).digest()):
         if total + utterance.seconds > seconds:
             break

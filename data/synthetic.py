@@ -150,7 +150,8 @@ def ensure_demo_corpus(root: str | Path, seed: int = 0) -> Path:
             f"{root} holds something that is not a demo corpus: give another folder, or empty it"
         )
 
-    new, old = temporary_beside(root, "new"), temporary_beside(root, "old")
+    new = temporary_beside(root, "new")
+    old = temporary_beside(root, "old")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         remove_left_overs(root.parent, IDLE_SECONDS)
@@ -252,7 +253,8 @@ class _Deck:
     """Deals the words of the lexicon evenly, so that no word and no phone is rare."""
 
     def __init__(self, lexicon: dict[str, tuple[str, ...]], rng: np.random.Generator) -> None:
-        self._lexicon, self._rng = lexicon, rng
+        self._lexicon = lexicon
+        self._rng = rng
         self._words: list[str] = []
         self._dealt: set[tuple[str, ...]] = set()
 
@@ -314,7 +316,8 @@ def _pronounce(
     words: list[str], lexicon: dict[str, tuple[str, ...]], rng: np.random.Generator
 ) -> tuple[list[str], list[tuple[int, int]]]:
     """Return the phones of a sentence and each word's first and past-the-last phone."""
-    phones, spans = ["h#"], []
+    phones = ["h#"]
+    spans = []
     for word in words:
         draw = rng.random()
         if lexicon[word][0] in _VOWELS and draw < 0.6:

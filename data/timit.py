@@ -282,7 +282,8 @@ def _speaker_recordings(folder: Path) -> Iterator[_Recording]:
 
 
 def _read_utterance(recording: _Recording, is_timit: bool, wanted: Wanted) -> Utterance:
-    path, labels = recording.audio, recording.labels
+    path = recording.audio
+    labels = recording.labels
     for kind, label in (("phn", PHONES), ("txt", TEXT)):
         if label in wanted.labels and kind not in labels:
             raise ValueError(

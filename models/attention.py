@@ -85,7 +85,9 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (B, T, D).
         """
-        batch, heads, width = len(x), self.num_heads, x.shape[2] // self.num_heads
+        batch = len(x)
+        heads = self.num_heads
+        width = x.shape[2] // self.num_heads
         key_weight = self.k_proj.weight.unflatten(0, (heads, width))  # (H, K, D)
         value_weight = self.v_proj.weight.unflatten(0, (heads, width))
         queries = self.q_proj(x).unflatten(2, (heads, width)).permute(2, 0, 1, 3)  # (H, B, T, K)

@@ -133,7 +133,8 @@ def _valid_frames(log_probs: Tensor, num_frames: Tensor | None, blank_id: int) -
 def _best_prefix(frames: Array, blank_id: int, beam_size: int) -> Prefix:
     # Per prefix, best first: log probability of the alignments that end in a blank or in a symbol.
     prefixes: list[Prefix] = [()]
-    blank_scores, symbol_scores = np.zeros(1), np.full(1, -np.inf)
+    blank_scores = np.zeros(1)
+    symbol_scores = np.full(1, -np.inf)
     for frame in frames:
         size = len(prefixes)
         scores = np.logaddexp(blank_scores, symbol_scores)

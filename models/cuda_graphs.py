@@ -134,7 +134,8 @@ class GraphedLogits:
             )
         torch._foreach_copy_(self._gradients, kept)
         for what, plain, replayed in zip(("logits", "gradients"), *found, strict=True):
-            difference, size = (plain - replayed).norm().item(), plain.norm().item()
+            difference = (plain - replayed).norm().item()
+            size = plain.norm().item()
             if not difference <= TOLERANCE * size:
                 return f"replayed {what} are {difference:.2g} from plain ones of {size:.2g}"
         return None

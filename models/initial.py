@@ -118,7 +118,8 @@ def set_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, max_tokens: int
     Returns:
         Native names of the head's parameters where any row of it is new, else none.
     """
-    old, model = checkpoint.tokenizer, checkpoint.model
+    old = checkpoint.tokenizer
+    model = checkpoint.model
     family = FAMILIES[model.family]
 
     is_new = old is None or old.spec() != tokenizer.spec()

@@ -62,11 +62,15 @@ def draw_masks(
     generators = [draw.generator(1, row) for row in draw.rows]
     frames = channels = None
     if config.mask_time_prob:
-        prob, length, least = config.mask_time_prob, config.mask_time_length, config.mask_time_min
+        prob = config.mask_time_prob
+        length = config.mask_time_length
+        least = config.mask_time_min
         frames = draw_spans(lengths, width, prob, length, least, generators)
     if config.mask_channel_prob:
-        prob, length = config.mask_channel_prob, config.mask_channel_length
-        least, counts = config.mask_channel_min, [config.d_model] * len(lengths)
+        prob = config.mask_channel_prob
+        length = config.mask_channel_length
+        least = config.mask_channel_min
+        counts = [config.d_model] * len(lengths)
         channels = draw_spans(counts, config.d_model, prob, length, least, generators)
     layers: Sequence[bool] = ()
     if config.layer_drop:

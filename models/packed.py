@@ -70,7 +70,8 @@ def write_packed(path: Path, content: Mapping[str, Any], values: str) -> PackedS
         ValueError: If a weight off its mask is not zero or beyond the range of fp16, or the file
             cannot be written.
     """
-    weights, masks = content["weights"], content["masks"]
+    weights = content["weights"]
+    masks = content["masks"]
     tensors: dict[str, Tensor] = {}
     kept = 0
     for name, weight in weights.items():
@@ -117,10 +118,12 @@ def _packed_tensor(
 ) -> dict[str, Tensor]:
     """Return the tensors that stand for one of the model."""
     packed: dict[str, Tensor] = {}
-    stored_name, stored = name, weight
+    stored_name = name
+    stored = weight
     if mask is not None:
         packed[name + _BITS] = pack_bits(mask)["bits"]
-        stored_name, stored = name + _VALUES, weight[mask]
+        stored_name = name + _VALUES
+        stored = weight[mask]
     if values == "fp32" or _num_rows(weight.shape) == 1:
         return packed | {stored_name: stored}
     if values == "fp16":
@@ -147,7 +150,8 @@ def read_packed(path: Path) -> JsonObject:
     Raises:
         ValueError: If the file is damaged or of another version.
     """
-    metadata, tensors = read_metadata(path), read_tensors(path)
+    metadata = read_metadata(path)
+    tensors = read_tensors(path)
     if metadata.get("version") != str(VERSION):
         raise ValueError(
             f"{path} is packed in version {shown(metadata.get('version'))}, this code reads "
@@ -161,8 +165,10 @@ def read_packed(path: Path) -> JsonObject:
             if not has_type(about.get(key), wanted):
                 raise ValueError(f"its {key} are no {wanted}")
         tokenizer = _read_tokenizer(tensors.pop(TOKENIZER, None))
-        shapes, masked = about.pop("shapes"), set(about.pop("masks"))
-        weights, masks = {}, {}
+        shapes = about.pop("shapes")
+        masked = set(about.pop("masks"))
+        weights = {}
+        masks = {}
         for name, shape in shapes.items():
             weights[name], mask = _unpacked_tensor(name, shape, tensors)
             if name in masked and mask is not None:
@@ -180,7 +186,8 @@ def read_packed(path: Path) -> JsonObject:
 
 def _with_values_noted(about: JsonObject) -> JsonObject:
     """Let the run's facts say that weights were rounded."""
-    values, run = about.pop("values", "fp32"), about.get("run")
+    values = about.pop("values", "fp32")
+    run = about.get("run")
     if values != "fp32" and isinstance(run, dict):
         about["run"] = run | {"converted_from": f"packed {values}"}
     return about

@@ -49,7 +49,8 @@ class Packing:
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Map (N, ...) to (B, T, ...), zero where there is padding."""
-        batch, width = len(self._lengths), self._width
+        batch = len(self._lengths)
+        width = self._width
         rows = packed.new_zeros(batch * width, *packed.shape[1:])
         return rows.index_copy(0, self._positions, packed).unflatten(0, (batch, width))
 

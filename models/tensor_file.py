@@ -137,7 +137,8 @@ def _check_entries(header: JsonObject, num_bytes: int, path: Path) -> dict[str, 
             continue
         found = value if isinstance(value, dict) else {}
         dtype = DTYPES.get(str(found.get("dtype")))
-        shape, offsets = found.get("shape"), found.get("data_offsets")
+        shape = found.get("shape")
+        offsets = found.get("data_offsets")
         if dtype is None or not has_type(shape, "list of id") or not _is_span(offsets):
             raise ValueError(f"{path} can't be read (tensor {shown(name)}): {_DAMAGED}")
         assert isinstance(shape, list)

@@ -25,7 +25,8 @@ def describe_tensors(
     """
     described = {}
     for name, param in params.items():
-        final, first = param.detach().double().cpu(), initial[name].detach().double().cpu()
+        final = param.detach().double().cpu()
+        first = initial[name].detach().double().cpu()
         zeros, size = count_zeros({name: param})
         shift = float((final - first).norm()) / max(1, size)
         described[name] = {"size": size, "zeros": zeros, "shift": shift}

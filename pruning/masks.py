@@ -99,7 +99,8 @@ def check_pattern(pattern: str, sparsity: float) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", pattern)
     if not match or int(match[1]) >= int(match[2]):
         raise ValueError(f"pattern {pattern!r} is unknown: give unstructured, or N:M such as 2:4")
-    kept, group = int(match[1]), int(match[2])
+    kept = int(match[1])
+    group = int(match[2])
     if not math.isclose(sparsity, 1 - kept / group, abs_tol=1e-9):
         raise ValueError(
             f"pattern {pattern} drops {1 - kept / group:g} of the weights, not {sparsity:g}: "
@@ -202,7 +203,8 @@ def _keep_above_cut_at_once(weights: list[Tensor], num_dropped: int) -> list[Ten
         cut = bits.topk(num_kept, sorted=False).values.min()
     else:
         cut = bits.topk(num_dropped, largest=False, sorted=False).values.max()
-    kept, ties = bits > cut, bits == cut
+    kept = bits > cut
+    ties = bits == cut
     num_above, num_ties = torch.stack([kept.count_nonzero(), ties.count_nonzero()]).tolist()
     ties_to_drop = num_ties - (num_kept - num_above)
     if not ties_to_drop:
@@ -221,7 +223,9 @@ def _select_rank(weights: list[Tensor], rank: int, dtype: torch.dtype) -> tuple[
     """
     width = 8 * dtype.itemsize
     num_digits = 1 << DIGIT_BITS
-    prefix, remaining, num_equal = 0, rank, 0
+    prefix = 0
+    remaining = rank
+    num_equal = 0
     for shift in range(width - DIGIT_BITS, -1, -DIGIT_BITS):
         counts = torch.zeros(num_digits, dtype=torch.int64, device=weights[0].device)
         for weight in weights:

@@ -55,7 +55,8 @@ def project(
                 f"no inputs of {name} were seen, which a projection needs: leave it out of the "
                 "scope, or give projection none"
             )
-        weight, moments = params[name], second_moments[name].to(params[name].device)
+        weight = params[name]
+        moments = second_moments[name].to(params[name].device)
         if chooses:
             chosen[name] = obs_mask(weight, moments, num_dropped)
         weight.copy_(refit_rows(weight, moments, chosen[name]))
@@ -98,7 +99,8 @@ def obs_mask(
     masks = []
     for start in range(0, num_columns, block_size):
         end = min(start + block_size, num_columns)
-        block, corner = left[:, start:end], factor[start:end, start:end]
+        block = left[:, start:end]
+        corner = factor[start:end, start:end]
         count = num_dropped * end // num_columns - num_dropped * start // num_columns
         (mask,) = keep_largest([(block / corner.diagonal()).square()], count)
         errors = torch.zeros_like(block)
@@ -131,13 +133,15 @@ def refit_rows(
         The exact solution of the problem that SparseGPT (arXiv:2301.00774, section 3.1) states for
         a given mask, one linear system a row.
     """
-    damped, exact = _damped(second_moments, damping), weight.detach().double()
+    damped = _damped(second_moments, damping)
+    exact = weight.detach().double()
     keeps_less = 2 * mask.sum(1) <= mask.shape[1]
     fitted = torch.empty_like(exact)
     fitted[keeps_less] = _solve_rows(damped, (exact @ damped)[keeps_less], mask[keeps_less])
     # The same solution from what is dropped, where that is the smaller system.
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    rows, kept = exact[~keeps_less], mask[~keeps_less]
+    rows = exact[~keeps_less]
+    kept = mask[~keeps_less]
     fitted[~keeps_less] = (rows - _solve_rows(inverse, rows, ~kept) @ inverse) * kept
     return fitted.to(weight.dtype)
 
@@ -206,7 +210,8 @@ def input_second_moments(
         name = f"{path}.weight" if path else "weight"
         if name not in names or not isinstance(layer, nn.Linear):
             continue
-        size, device = layer.in_features, layer.weight.device
+        size = layer.in_features
+        device = layer.weight.device
         sums[name] = torch.zeros(size, size, dtype=torch.float64, device=device)
         counts[name] = torch.zeros((), dtype=torch.float64, device=device)
 

@@ -173,7 +173,8 @@ class ProgressivePARP(PARP):
 
     def sparsity_at(self, step: int) -> float:
         """Return the sparsity on its way after ``step``."""
-        target, start = self.options.sparsity, self.options.start_sparsity
+        target = self.options.sparsity
+        start = self.options.start_sparsity
         start = target / 2 if start is None else start
         rising = self.options.grow_until * self.num_steps
         if step >= rising:

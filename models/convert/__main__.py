@@ -94,14 +94,16 @@ def _results_beside(source: Path, checkpoint: Checkpoint) -> JsonObject | None:
     path = source.parent / "results.json"
     if source.name != "best.pt" or not path.is_file():
         return None
-    results, run = read_json(path), checkpoint.run
+    results = read_json(path)
+    run = checkpoint.run
     wanted = {"model": run.model, "method": run.method, "target": run.target, "seed": run.seed}
     return results if all(results.get(key) == value for key, value in wanted.items()) else None
 
 
 def _said_of_size(path: Path, size: PackedSize) -> str:
     """Say what a packed file takes, and what it has to."""
-    written, dense = path.stat().st_size, 4 * size.parameters
+    written = path.stat().st_size
+    dense = 4 * size.parameters
     return (
         f"; {written / 1e6:.2f} MB, {written / dense:.1%} of dense float32: {size.kept:,} values "
         f"kept, which with one bit for each that may be pruned take {size.arithmetic / 1e6:.2f} MB"

@@ -81,7 +81,8 @@ def model_card(
 
 def _facts(checkpoint: Checkpoint, num_parameters: int) -> list[str]:
     """Say what the model is, a line each."""
-    run, tokenizer = checkpoint.run, checkpoint.tokenizer
+    run = checkpoint.run
+    tokenizer = checkpoint.tokenizer
     parameters = list(checkpoint.model.parameters())
     size = sum(parameter.numel() for parameter in parameters)
     zeros = size - sum(int(parameter.count_nonzero()) for parameter in parameters)

@@ -35,7 +35,8 @@ def write_folder(folder: Path, content: ExportedFolder, card: str) -> None:
     Raises:
         ValueError: If it cannot be written.
     """
-    new, old = temporary_beside(folder), temporary_beside(folder, "old")
+    new = temporary_beside(folder)
+    old = temporary_beside(folder, "old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_left_overs(folder.parent, IDLE_SECONDS)

@@ -92,7 +92,8 @@ class ByteBPETokenizer:
     ) -> None:
         self.vocab, self.merges = list(vocab), list(merges)
         self.added_tokens = dict(sorted(added_tokens.items(), key=lambda item: item[1]))
-        self.language, self.task = language, task
+        self.language = language
+        self.task = task
         ids = {token: i for i, token in enumerate(self.vocab)}
         self._check(ids)
         self._byte_ids = [ids[character] for character in _BYTE_CHARACTERS]
@@ -298,9 +299,11 @@ class ByteBPETokenizer:
         return self.added_tokens[token]
 
     def _find_start_ids(self) -> tuple[int, ...]:
-        start, end = self._special_id(_START), self._special_id(_NO_TIMESTAMPS)
+        start = self._special_id(_START)
+        end = self._special_id(_NO_TIMESTAMPS)
         if self.is_multilingual:
-            language, task = f"<|{self.language}|>", f"<|{self.task}|>"
+            language = f"<|{self.language}|>"
+            task = f"<|{self.task}|>"
             return start, self._special_id(language), self._special_id(task), end
         if (self.language, self.task) != ("en", "transcribe"):
             raise ValueError(
@@ -323,7 +326,8 @@ class ByteBPETokenizer:
             best = min(pairs, key=lambda pair: self._merges.get(pair, _NO_MERGE))
             if best not in self._merges:
                 break
-            merged, position = [], 0
+            merged = []
+            position = 0
             while position < len(ids):
                 if (*ids[position : position + 2],) == best:
                     merged.append(self._merges[best][1])
@@ -453,7 +457,8 @@ def _by_id(tokens: Mapping[str, int], path: str | Path) -> list[str]:
 
 def _refuse_other_pipelines(content: Mapping[str, Any], path: str | Path) -> None:
     """Raise where the file asks for a step that this tokenizer does not take."""
-    model, before = content["model"], content["pre_tokenizer"]
+    model = content["model"]
+    before = content["pre_tokenizer"]
     token_flags = ("single_word", "lstrip", "rstrip")
     reasons = {
         f"model {shown(model.get('type'))}": model.get("type", "BPE") != "BPE",

@@ -40,9 +40,11 @@ class GraphedCTC:
 
         Randomness: as the model draws it for a batch in train mode.
         """
-        device, config = next(self._model.parameters()).device, self._model.config
+        device = next(self._model.parameters()).device
+        config = self._model.config
         lengths = [len(rows) for rows in features]
-        batch, width = _up(len(lengths), ROWS), _up(max(lengths), FRAMES)
+        batch = _up(len(lengths), ROWS)
+        width = _up(max(lengths), FRAMES)
         drawn = draw_masks(lengths, max(lengths), config, draw)
         masks = TrainingMasks(
             _grow(drawn.frames, batch, width),
@@ -74,7 +76,8 @@ class GraphedSeq2Seq:
     def __call__(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor:
         """Map log-mel (B, M, F) and ids (B, L) to logits (B, L, V)."""
         batch, length = decoder_ids.shape
-        rows, tokens = _up(batch, ROWS) - batch, _up(length, TOKENS) - length
+        rows = _up(batch, ROWS) - batch
+        tokens = _up(length, TOKENS) - length
         log_mel = F.pad(log_mel, (0, 0, 0, 0, 0, rows))
         decoder_ids = F.pad(decoder_ids, (0, tokens, 0, rows))  # later ids change no earlier score
         return self._graphed(log_mel, decoder_ids)[:batch, :length]

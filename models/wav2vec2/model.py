@@ -250,14 +250,16 @@ class Wav2Vec2(SpeechModel):
         Raises:
             ValueError: As for `logits`.
         """
-        width, shortest = waveform.shape[1], self.min_samples
+        width = waveform.shape[1]
+        shortest = self.min_samples
         if width < shortest:
             raise ValueError(f"waveform has {width} samples; one frame needs {shortest}, so pad it")
         first_num_frames = None
         if num_samples is not None:
             lengths = _check_lengths("num_samples", num_samples, len(waveform), width, shortest)
             if self.padding != "hf":
-                kernel, stride = self.config.conv_kernels[0], self.config.conv_strides[0]
+                kernel = self.config.conv_kernels[0]
+                stride = self.config.conv_strides[0]
                 first_num_frames = [(length - kernel) // stride + 1 for length in lengths]
         return self.feature_encoder(waveform, first_num_frames)
 
@@ -329,7 +331,10 @@ class Wav2Vec2(SpeechModel):
         states: list[Tensor] | None = None,
     ) -> Tensor:
         batch, width, _ = features.shape
-        device, lengths, packing, valid_frames = features.device, [width] * batch, None, None
+        device = features.device
+        lengths = [width] * batch
+        packing = None
+        valid_frames = None
         if num_frames is not None:
             lengths = _check_lengths("num_frames", num_frames, batch, width, 1)
         if num_frames is not None and min(lengths) < width:

@@ -168,7 +168,8 @@ def _flat(*parts: Any) -> JsonObject:
     the encoder was built.
     """
     flat: JsonObject = {}
-    waiting, seen = [*parts], set()
+    waiting = [*parts]
+    seen = set()
     while waiting:
         part = waiting.pop()
         while isinstance(part, Header) and id(part) not in seen:
@@ -209,7 +210,8 @@ def _config(
     except (KeyError, IndexError, ValueError):
         raise ValueError(f"{path}: no whole wav2vec 2.0: layers are missing or misshapen") from None
     is_layer_norm = "feature_encoder.layers.1.norm.weight" in shapes
-    norm_first, heads = settings["layer_norm_first"], settings["encoder_attention_heads"]
+    norm_first = settings["layer_norm_first"]
+    heads = settings["encoder_attention_heads"]
     return Wav2Vec2Config(
         conv_dims=conv_dims,
         conv_kernels=kernels,

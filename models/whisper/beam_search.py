@@ -80,7 +80,8 @@ class BeamSearch:
         vocab_size = log_probs.shape[1]
         scores = log_probs.view(num_utterances, beam_size, -1) + self._running_scores[:, :, None]
         scores, best = scores.flatten(1).topk(2 * beam_size)
-        parents, next_ids = best // vocab_size, best % vocab_size
+        parents = best // vocab_size
+        next_ids = best % vocab_size
         ids = _take(self._running_ids, parents)
         ids[:, :, self._num_ids] = next_ids
         self._num_ids += 1

@@ -141,7 +141,9 @@ def read_model_bin(path: Path) -> Arrays:
     """
     try:
         reader = _Reader(path.read_bytes())
-        version, spec, revision = reader.number("I"), reader.string(), reader.number("I")
+        version = reader.number("I")
+        spec = reader.string()
+        revision = reader.number("I")
         if (version, spec, revision) != (BINARY_VERSION, SPEC, REVISION):
             raise ValueError(
                 f"it is {spec!r} revision {revision} in binary version {version}, only {SPEC!r} "
@@ -150,7 +152,8 @@ def read_model_bin(path: Path) -> Arrays:
             )
         arrays = {reader.string(): reader.array() for _ in range(reader.number("I"))}
         for _ in range(reader.number("I")):
-            alias, name = reader.string(), reader.string()
+            alias = reader.string()
+            name = reader.string()
             arrays[alias] = arrays[name]
             if f"{name}_scale" in arrays:  # an alias stands for the scale too
                 arrays[f"{alias}_scale"] = arrays[f"{name}_scale"]
@@ -184,7 +187,8 @@ class _Reader:
 
     def array(self) -> np.ndarray:
         shape = [self.number("I") for _ in range(self.number("B"))]
-        dtype_id, num_bytes = self.number("B"), self.number("I")
+        dtype_id = self.number("B")
+        num_bytes = self.number("I")
         if dtype_id >= len(DTYPES):
             raise ValueError(f"data type {dtype_id} is unknown, known are 0 to {len(DTYPES) - 1}")
         values = np.frombuffer(
@@ -273,7 +277,8 @@ _DECODING = {
 
 def _decoding(file: JsonFile, model: Whisper, tokenizer: ByteBPETokenizer | None) -> DecodingFacts:
     """Join the suppressed ids of ``config.json`` and the tokenizer's special ids."""
-    settings, most_tokens = take_fields(_DECODING, file), model.config.text_positions
+    settings = take_fields(_DECODING, file)
+    most_tokens = model.config.text_positions
     vocab_size = model.config.vocab_size
     decoding: DecodingFacts = {
         "suppress_ids": ids_within(settings["suppress_ids"], vocab_size),

@@ -93,7 +93,8 @@ def _fill_on_cpu(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> K
 
 def _decode_greedily(model: Whisper, cache: KVCache, options: DecodingOptions) -> Tensor:
     """Take the best id in every step; return (B, max_ids), rows meaningful up to eos_id."""
-    num_utterances, max_ids = cache.num_utterances, options.max_tokens - len(options.start_ids)
+    num_utterances = cache.num_utterances
+    max_ids = options.max_tokens - len(options.start_ids)
     scorer = _Scorer(model, cache, options)
     device = scorer.device
     results = torch.full((num_utterances, max_ids), options.eos_id, device=device)
@@ -112,14 +113,17 @@ def _decode_greedily(model: Whisper, cache: KVCache, options: DecodingOptions) -
             if not len(kept):
                 break
             cache.keep_utterances(kept)
-            utterances, is_done, next_ids = utterances[kept], is_done[kept], next_ids[kept]
+            utterances = utterances[kept]
+            is_done = is_done[kept]
+            next_ids = next_ids[kept]
 
     return results
 
 
 def _decode_with_beams(model: Whisper, cache: KVCache, options: DecodingOptions) -> Tensor:
     """Search with ``options.beam_size`` beams; return (B, max_ids), filled with eos_id."""
-    num_utterances, max_ids = cache.num_utterances, options.max_tokens - len(options.start_ids)
+    num_utterances = cache.num_utterances
+    max_ids = options.max_tokens - len(options.start_ids)
     scorer = _Scorer(model, cache, options)
     device = scorer.device
     search = BeamSearch(

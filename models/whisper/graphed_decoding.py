@@ -69,8 +69,10 @@ class _GreedyStep:
     def __init__(
         self, model: Whisper, options: DecodingOptions, cross: Sequence[KeysValues]
     ) -> None:
-        rows, device = len(cross[0][0]), cross[0][0].device
-        self._model, self._options = model, options
+        rows = len(cross[0][0])
+        device = cross[0][0].device
+        self._model = model
+        self._options = options
         self._cache = StaticKVCache(cross, options.max_tokens)
         self.positions = rows * (cross[0][0].shape[2] + options.max_tokens)
         self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
@@ -99,7 +101,8 @@ class _GreedyStep:
 
     def generate(self, cross: Sequence[KeysValues], most_steps: int | None = None) -> Tensor:
         """Return the ids (B, max_ids) that follow the start ids of ``cross``'s utterances."""
-        batch, most_tokens = len(cross[0][0]), self._options.max_tokens
+        batch = len(cross[0][0])
+        most_tokens = self._options.max_tokens
         self._cache.refill(cross)
         self._begin(batch)
         for step in range(1, min(most_steps or most_tokens, most_tokens - 1) + 1):

@@ -205,11 +205,14 @@ def _start_ids(settings: Mapping[str, Any], tokenizer: ByteBPETokenizer | None) 
     Raises:
         ValueError: If they name what the model does not know.
     """
-    languages, tasks = settings["lang_to_id"], settings["task_to_id"]
-    no_timestamps, multilingual = settings["no_timestamps_token_id"], bool(languages)
+    languages = settings["lang_to_id"]
+    tasks = settings["task_to_id"]
+    no_timestamps = settings["no_timestamps_token_id"]
+    multilingual = bool(languages)
     start_id = settings["decoder_start_token_id"]
     if tokenizer is not None:
-        special, multilingual = tokenizer.added_tokens, tokenizer.is_multilingual
+        special = tokenizer.added_tokens
+        multilingual = tokenizer.is_multilingual
         languages = languages or special
         tasks = tasks or {
             name: special[f"<|{name}|>"] for name in TASKS if f"<|{name}|>" in special
@@ -218,7 +221,8 @@ def _start_ids(settings: Mapping[str, Any], tokenizer: ByteBPETokenizer | None) 
         no_timestamps = tokenizer.start_ids[-1] if no_timestamps is None else no_timestamps
     start_ids = [50257 if start_id is None else start_id]
 
-    language, task = settings["language"], settings["task"]
+    language = settings["language"]
+    task = settings["task"]
     if language is None and task is None:
         start_ids += _forced_ids(settings["forced_decoder_ids"], languages)
     if not (multilingual and settings["is_multilingual"]):
@@ -329,7 +333,8 @@ def _generation_config(
     tokenizer: Tokenizer | None, decoding: DecodingFacts, most_tokens: int
 ) -> JsonObject:
     start_id, *forced = decoding["start_ids"]
-    eos_id, max_tokens = decoding["eos_id"], decoding["max_tokens"]
+    eos_id = decoding["eos_id"]
+    max_tokens = decoding["max_tokens"]
     # transformers adds the start ids to whisper's max_length before it cuts there, and published
     # models, which may fill all places, state the number of those
     max_length = max_tokens if max_tokens == most_tokens else max_tokens - 1 - len(forced)
@@ -379,7 +384,8 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, JsonObject]:
             "special_tokens_map.json": special,
         }
 
-    start_ids, eos_id = tokenizer.start_ids, tokenizer.eos_id
+    start_ids = tokenizer.start_ids
+    eos_id = tokenizer.eos_id
     if not start_ids or eos_id is None or tokenizer.kind == "char":
         raise ValueError(f"a {tokenizer.kind} tokenizer can't be written for whisper")
     if isinstance(tokenizer, SubwordTokenizer):

@@ -43,7 +43,8 @@ class LayerCache:
         Raises:
             ValueError: If the cache is too small for them.
         """
-        start, end = self.length, self.length + keys.shape[2]
+        start = self.length
+        end = self.length + keys.shape[2]
         if end > self._max_tokens:
             raise ValueError(
                 f"{end} tokens do not fit a cache made for {self._max_tokens}: "

@@ -68,7 +68,8 @@ class AudioEncoder(nn.Module):
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Map log-mel (B, M, F) to the first layer's input (B, T, D), T = ceil(F / 2)."""
-        num_mels, num_positions = self.conv1.in_channels, self.positions.shape[0]
+        num_mels = self.conv1.in_channels
+        num_positions = self.positions.shape[0]
         if log_mel.dim() != 3 or log_mel.shape[1] != num_mels:
             raise ValueError(
                 f"log_mel has shape {tuple(log_mel.shape)}, expected (batch, {num_mels}, frames): "
@@ -99,7 +100,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
-        d_model, num_heads, dropout = config.d_model, config.decoder_heads, config.attention_dropout
+        d_model = config.d_model
+        num_heads = config.decoder_heads
+        dropout = config.attention_dropout
         self.attn_norm = nn.LayerNorm(d_model)
         self.self_attn = MultiHeadAttention(d_model, num_heads, key_bias=False, dropout=dropout)
         self.cross_attn_norm = nn.LayerNorm(d_model)

@@ -81,7 +81,8 @@ def load_openai(path: Path, content: Any) -> tuple[Whisper, Settings]:
     Raises:
         ValueError: If a size or a weight is missing or does not fit.
     """
-    sizes, tensors = content["dims"], content["model_state_dict"]
+    sizes = content["dims"]
+    tensors = content["model_state_dict"]
     if not isinstance(sizes, dict) or not isinstance(tensors, dict):
         raise ValueError(f"{path}: dims and model_state_dict are no tables: the file is damaged")
     found = take_fields({name: Field("size", 0) for name in _SIZES}, JsonFile(path, sizes))
@@ -102,7 +103,8 @@ def load_openai(path: Path, content: Any) -> tuple[Whisper, Settings]:
     decoding: DecodingFacts = {}
     start_ids, eos_id = _SPECIAL_IDS.get(config.vocab_size, (None, None))
     if tokenizer is not None:
-        start_ids, eos_id = list(tokenizer.start_ids), tokenizer.eos_id
+        start_ids = list(tokenizer.start_ids)
+        eos_id = tokenizer.eos_id
     if start_ids is not None and eos_id is not None:
         decoding = {
             "start_ids": start_ids,

@@ -63,7 +63,8 @@ def _blocks(markdown: str, images: Mapping[str, bytes]) -> Iterator[str]:
 
 def _block(text: str, images: Mapping[str, bytes]) -> str:
     if heading := re.fullmatch(r"(#{1,3}) (.+)", text):
-        level, title = len(heading[1]), heading[2]
+        level = len(heading[1])
+        title = heading[2]
         return f'<h{level} id="{_anchor(title)}">{_inline(title)}</h{level}>'
     if picture := re.fullmatch(r"!\[(.*)\]\((.+)\)", text):
         content = images.get(picture[2])

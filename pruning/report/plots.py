@@ -108,7 +108,8 @@ def _png(figure: Any) -> bytes:
     """Return the picture in a palette of 256 colours, a third of the bytes."""
     from PIL import Image  # matplotlib needs it too
 
-    drawn, packed = io.BytesIO(), io.BytesIO()
+    drawn = io.BytesIO()
+    packed = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
     picture = Image.open(drawn).convert("RGB").quantize(256)
     picture.save(packed, "PNG", optimize=True, dpi=(DPI, DPI))
@@ -318,7 +319,8 @@ def _overlaps(group: Group, runs: Runs) -> tuple[str, Any] | None:
             panels[f"sparsity {whole_percent(sparsity)} %, random {fmean(nulls):.2f}"] = values
     if not panels:
         return None
-    rows, columns = labels, labels
+    rows = labels
+    columns = labels
     if max(map(len, labels)) > LONG_LABEL:
         columns = [f"{place}" for place in range(1, len(labels) + 1)]
         rows = [f"{label}  {place}" for label, place in zip(labels, columns, strict=True)]
@@ -353,7 +355,8 @@ def _heat_maps(
 ) -> Any:
     """Draw maps of values by title, light to dark over the values there are; NaN stays white."""
     known = np.concatenate([values[~np.isnan(values)] for values in panels.values()])
-    low, high = float(known.min()), float(known.max())
+    low = float(known.min())
+    high = float(known.max())
     rows = -(-len(panels) // 4)
     columns = -(-len(panels) // rows)
     width = max(1.6, cell * len(column_labels)) + 0.2

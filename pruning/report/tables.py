@@ -231,7 +231,8 @@ def _options(group: Group) -> list[str]:
 
 def _against_dense(group: Group, margin: float) -> list[str]:
     """Compare every pruned row with every dense one that has a seed in common with it."""
-    rows, units = [], []
+    rows = []
+    units = []
     for cell in group.cells:
         for dense in group.dense if prunes(cell.method) else ():
             pairs = pair_runs(cell, dense)

@@ -87,7 +87,8 @@ def describe_seconds(seconds: float) -> str:
 
 def describe_start(run: Run) -> str:
     """Return what is about to be done, in a few lines."""
-    options, about = run.options, run.checkpoint.run
+    options = run.options
+    about = run.checkpoint.run
     parameters = sum(each.numel() for each in run.checkpoint.model.parameters())
     in_scope = sum(each.numel() for each in run.params.values())
     stages = run.schedule.stages
@@ -141,7 +142,8 @@ def expected_bytes(run: Run) -> tuple[int, int]:
     in_scope = _size(run.params.values())
     moments = 2 * _size(each for each in model.parameters() if each.requires_grad)
     masks = in_scope // 4 // 8
-    best, last = weights + masks, weights + moments + in_scope + 2 * masks
+    best = weights + masks
+    last = weights + moments + in_scope + 2 * masks
     stages = in_scope * (len(run.schedule.stages) - 1)
     others = weights * (run.options.teacher == SELF)
     rewind = weights * (run.schedule.rewinds and run.options.rewind_step > 0)

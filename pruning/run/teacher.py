@@ -26,7 +26,8 @@ def learn_from(run: Run, path: Path) -> None:
     Raises:
         ValueError: If it can't, or has begun with another teacher.
     """
-    options, student = run.options, run.checkpoint
+    options = run.options
+    student = run.checkpoint
     device = next(student.model.parameters()).device
     teacher = load_checkpoint(path, device=device)
     lengths = [utterance.num_samples for utterance in run.train]

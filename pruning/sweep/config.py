@@ -91,7 +91,8 @@ def _check(content: Mapping[str, Any]) -> SweepConfig:
             f"unknown key {unknown[0]!r}: give {', '.join(TOP_LEVEL)}; options of train.py belong "
             "in [train] or [grid]"
         )
-    out, threads = content.get("out"), content.get("threads")
+    out = content.get("out")
+    threads = content.get("threads")
     if not isinstance(out, str) or not out:
         raise ValueError(f"out is {out!r}: give the folder for the run folders, in quotes")
     if threads is not None and (type(threads) is not int or threads < 1):
