@@ -112,7 +112,7 @@ def test_results_that_lack_a_value_are_refused(tmp_path: Path) -> None:
     results = json.loads(path.read_text())
     del results["cost"], results["bytes"]
     path.write_text(json.dumps(results))
-    with pytest.raises(ValueError, match="run lack cost, bytes: run it again with this version"):
+    with pytest.raises(ValueError, match="run/results.json: cost is missing: run it again"):
         load_records([tmp_path])
 
 
@@ -121,7 +121,9 @@ def test_results_without_a_rate_are_refused(tmp_path: Path) -> None:
     results = json.loads(path.read_text())
     del results["per"]
     path.write_text(json.dumps(results))
-    with pytest.raises(ValueError, match="lack per or wer"):
+    with pytest.raises(
+        ValueError, match="results.json: per or wer or cer is missing: run it again"
+    ):
         load_records([tmp_path])
 
 

@@ -1,7 +1,8 @@
 """Arrange records for a report: groups of comparable runs, and in each a cell for each method."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
@@ -62,7 +63,8 @@ class Cell:
     @cached_property
     def test(self) -> Estimate:
         """Test error over the seeds."""
-        return pooled_rate([record["utterances"] for record in self.runs])
+        with _naming(*self.runs):
+            return pooled_rate([record["utterances"] for record in self.runs])
 
     @property
     def deviation(self) -> float | None:
@@ -329,7 +331,7 @@ def mask_drift(record: Record) -> list[Drift]:
     with a of the weights kept by the one mask and b < a by the other, b / a, where the smaller set
     lies in the larger. So a mask that has only grown sparser overlaps by 1 with the first.
     """
-    size = sum(tensor["size"] for tensor in record["results"]["tensors"].values())
+    size = sum(tensor["size"] for tensor in record["results"]["tensors"].values()) or 1
     drifts = []
     kept_first = 0
     for number, event in enumerate(record["curves"]["reprune"]):
@@ -353,7 +355,7 @@ def mask_drift(record: Record) -> list[Drift]:
 
 def _of_nested(iou: float, kept: int, other: int) -> float:
     """Divide the overlap of two masks by what masks that keep so many may have at most."""
-    return iou * max(kept, other) / min(kept, other)
+    return iou * max(kept, other) / max(1, min(kept, other))
 
 
 def pair_runs(first: Cell, second: Cell) -> list[tuple[Record, Record]]:
@@ -365,9 +367,19 @@ def pair_runs(first: Cell, second: Cell) -> list[tuple[Record, Record]]:
 def difference_of(pairs: Sequence[tuple[Record, Record]]) -> Estimate:
     """Return the difference of two rows, first minus second, from their runs seed by seed."""
     first, second = zip(*pairs, strict=True)
-    return paired_difference(
-        [record["utterances"] for record in first], [record["utterances"] for record in second]
-    )
+    with _naming(*first, *second):
+        return paired_difference(
+            [record["utterances"] for record in first], [record["utterances"] for record in second]
+        )
+
+
+@contextmanager
+def _naming(*records: Record) -> Iterator[None]:
+    """Say in an error which runs it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{', '.join(record['name'] for record in records)}: {error}") from None
 
 
 def add_overlaps(runs: Runs, groups: Sequence[Group]) -> None:

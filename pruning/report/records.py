@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data.files import JsonObject, read_json, read_json_lines, to_json, write_file
-from data.metrics import METRICS, deciding_metric
+from data.metrics import deciding_metric
 from data.significance import pooled_rate
 from models.training.distill import DistillOptions
+from pruning.report.schema import CONFIG, EVENTS, RESULTS, RUNS, UTTERANCE, Checker
 from pruning.run.options import CHANGES_NOTHING, NOT_RECORDED, as_recorded_now
 from pruning.schedules import SCHEDULES, prunes
 
@@ -22,20 +23,6 @@ FORMAT = "parp-runs"
 VERSION = 1
 REPEAT = "run it again, or leave it out"
 CURVE_POINTS = 60
-REQUIRED_RESULTS = (
-    "model",
-    "method",
-    "target",
-    "seed",
-    "steps",
-    "sparsity",
-    "protocol",
-    "dev",
-    "pruning",
-    "cost",
-    "tensors",
-    "bytes",
-)
 ENVIRONMENT = ("versions", "git", "device")
 AXES = ("model", "target", "method", "sparsity", "lr", "seed", "steps")
 TEACHING = tuple(field.name for field in fields(DistillOptions))
@@ -146,25 +133,36 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _read_folder(folder: Path, name: str) -> Record:
-    config = read_json(folder / "config.json", REPEAT)
-    events = read_json_lines(folder / "metrics.jsonl", REPEAT)
-    try:
-        record = {
-            "name": name,
-            "options": config["options"],
-            "recipe": config["recipe"],
-            "environment": {key: config[key] for key in ENVIRONMENT},
-            "results": read_json(folder / "results.json", REPEAT),
-            "curves": _curves(events),
-            "utterances": [
-                {key: line[key] for key in ("utt_id", "speaker", "operations")}
-                for line in read_json_lines(folder / "test.jsonl", REPEAT)
-            ],
-        }
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is no run of this version ({error}): run it again") from None
-    _check(record, folder)
-    return record
+    path = folder / "config.json"
+    config = read_json(path, REPEAT)
+    Checker(path, REPEAT).check(config, CONFIG)
+
+    path = folder / "metrics.jsonl"
+    events = read_json_lines(path, REPEAT)
+    for number, event in enumerate(events, start=1):
+        place = f"line {number}"
+        Checker(path, REPEAT).check(event, {"event": "str"}, place)
+        Checker(path, REPEAT).check(event, EVENTS.get(event["event"], {}), place)
+    curves = _curves(events)
+
+    path = folder / "results.json"
+    results = read_json(path, REPEAT)
+    Checker(path, REPEAT).check(results, RESULTS)
+    Checker(path, REPEAT).check_rates(results, curves["dev"])
+
+    path = folder / "test.jsonl"
+    utterances = read_json_lines(path, REPEAT)
+    Checker(path, REPEAT).check(utterances, [UTTERANCE], "line")
+    Checker(path, REPEAT).check_utterances(utterances, "line")
+    return {
+        "name": name,
+        "options": config["options"],
+        "recipe": config["recipe"],
+        "environment": {key: config[key] for key in ENVIRONMENT},
+        "results": results,
+        "curves": curves,
+        "utterances": [{key: line[key] for key in UTTERANCE} for line in utterances],
+    }
 
 
 def _read_runs_file(path: Path, runs: Runs) -> list[Record]:
@@ -176,22 +174,16 @@ def _read_runs_file(path: Path, runs: Runs) -> list[Record]:
             f"{path} is of version {content.get('version')}, this program reads {VERSION}: "
             "use the program that wrote it"
         )
-    for record in content["runs"]:
-        _check(record, path)
-    overlaps = {frozenset(entry["runs"]): entry["iou"] for entry in content["overlaps"]}
-    runs.overlaps |= overlaps
+    checker = Checker(path, "make the report again from the run folders")
+    checker.check(content, RUNS)
+    if not content["runs"]:
+        raise checker.error("runs", [], "at least one run")
+    for number, record in enumerate(content["runs"]):
+        place = f"runs[{number}]"
+        checker.check_rates(record["results"], record["curves"]["dev"], f"{place}.results")
+        checker.check_utterances(record["utterances"], f"{place}.utterances")
+    runs.overlaps |= {frozenset(entry["runs"]): entry["iou"] for entry in content["overlaps"]}
     return list(content["runs"])
-
-
-def _check(record: Record, path: Path) -> None:
-    results = record["results"]
-    missing = [key for key in REQUIRED_RESULTS if key not in results]
-    if not missing and deciding_metric(results) is None:
-        missing = [" or ".join(METRICS)]
-    if missing:
-        raise ValueError(
-            f"the results in {path} lack {', '.join(missing)}: run it again with this version"
-        )
 
 
 def _curves(events: Iterable[Mapping[str, Any]]) -> dict[str, list[JsonObject]]:
