@@ -32,7 +32,7 @@ from pruning.run.board import BoardLog
 from pruning.run.calibration import collect_inputs
 from pruning.run.options import TrainOptions, as_recorded_now, recorded_options
 from pruning.run.plan import Plan, check_corpus, make_plan
-from pruning.run.progress import Progress, check_room, describe_start
+from pruning.run.progress import Progress, check_disk, describe_start
 from pruning.run.results import final_report, score_run
 from pruning.run.stages import Stage, finished_stage, save_stage
 from pruning.run.state import (
@@ -283,7 +283,7 @@ def run_plan(plan: Plan) -> int:
     run.schedule.collect_inputs = lambda: collect_inputs(run)
     if options.teacher and options.teacher != SELF:
         learn_from(run, find_teacher(options.teacher, out))
-    check_room(run)
+    check_disk(run)
     begin(run)
     if writes:
         tqdm.write(describe_start(run))

@@ -75,6 +75,18 @@ def test_no_steps_prune_and_score_the_initial_weights(
     assert _events(tmp_path / "run", "train") == []
 
 
+def test_every_event_of_a_run_that_diverges_is_json(small_corpus: Path, tmp_path: Path) -> None:
+    flags = ("--sparsity", "0.5", "--lr", "1e30", "--head-lr", "1e30", "--clip", "1e30")
+    assert _run(small_corpus, tmp_path / "run", *flags, "--eval-every", "6") == 2
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON by RFC 8259")
+
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [each for each in events if each["event"] == "train" and each["loss"] is None]
+
+
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
 def test_saved_model_has_exactly_the_reported_zeros(parp_run: Path, name: str) -> None:
     checkpoint = load_checkpoint(parp_run / name)

@@ -1,7 +1,5 @@
 """What a run says while it is under way: a block of lines at its start, then a bar or lines."""
 
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -11,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.corpus import Split
+from data.files import check_room
 from models.training.distill import SELF
 from pruning.masks import count_zeros
 from pruning.run.state import Run
@@ -155,19 +154,12 @@ def _size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def check_room(run: Run) -> None:
+def check_disk(run: Run) -> None:
     """Check that the disk has room for what a run is expected to write.
 
     Raises:
         ValueError: If it has not; says how much it takes.
     """
-    needed, _ = expected_bytes(run)
     there = [run.out / name for name in WRITTEN_AT_ONCE]
-    needed -= sum(os.path.getsize(path) for path in there if path.is_file())
-    folder = next(each for each in (run.out, *run.out.resolve().parents) if each.is_dir())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"{run.out} takes about {describe_bytes(needed)} and its disk has "
-            f"{describe_bytes(free)} free: make room, or give another --out"
-        )
+    written = sum(path.stat().st_size for path in there if path.is_file())
+    check_room(run.out, expected_bytes(run)[0] - written, "checkpoints")
