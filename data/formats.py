@@ -15,6 +15,7 @@ FORMATS: dict[str, type[CorpusFormat]] = {
     "timit": TimitFormat,
 }
 
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".iso")
 REMEDY = (
     "give the corpus with --data (TIMIT is LDC93S1, catalog.ldc.upenn.edu/LDC93S1), or use "
     "--data demo, which needs no corpus"
@@ -37,8 +38,16 @@ def find_corpus(data: str | Path, name: str = "auto") -> tuple[CorpusFormat, Pat
     path = Path(data)
     if not path.exists():
         raise ValueError(f"no corpus at {path}, which does not exist: {REMEDY}")
+    if path.is_file() and path.name.lower().endswith(ARCHIVES):
+        raise ValueError(f"{path} is an archive: unpack it, and give the folder")
     for corpus_format in formats.values():
         if (root := corpus_format.find(path)) is not None:
             return corpus_format, root
+    problems = [each.almost(path) for each in formats.values()]
+    if path.is_dir():
+        packed = sorted(each for each in path.iterdir() if each.name.lower().endswith(ARCHIVES))
+        problems += [f"{packed[0]} is an archive: unpack it" if packed else ""]
+    if found := "; ".join(filter(None, problems)):
+        raise ValueError(f"no corpus at {path}: {found}")
     looked_for = "; ".join(f"{key}: {each.looks_for}" for key, each in formats.items())
     raise ValueError(f"no corpus at {path}: looked for {looked_for}: {REMEDY}")

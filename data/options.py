@@ -12,6 +12,7 @@ name, why an option would change nothing beside them, as "is not for dense". In 
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import inspect
 import math
@@ -20,12 +21,13 @@ import re
 import signal
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from data.files import JsonObject, read_toml
+from data.files import JsonObject, read_toml, warn_once
 
 Options = TypeVar("Options")
 
@@ -72,6 +74,7 @@ def run_program(name: str, main: Callable[[], int | None]) -> int:
         line on stderr; 130 after Ctrl-C; 141, as of a program that the system stops for it, where
         what is printed goes into a pipe that nobody reads any longer.
     """
+    showwarning, warnings.showwarning = warnings.showwarning, _show_warning
     try:
         status = main() or 0
         sys.stdout.flush()
@@ -85,6 +88,14 @@ def run_program(name: str, main: Callable[[], int | None]) -> int:
         # At exit Python flushes what is left to print, and would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STATUS_CLOSED_PIPE
+    finally:
+        warnings.showwarning = showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print a warning of any library as our own are printed: in one line, once."""
+    if issubclass(category, UserWarning):  # others are for those who write programs
+        warn_once(str(message), str(message))
 
 
 @contextmanager
@@ -138,6 +149,12 @@ def with_fields_of(others: Iterable[type]) -> Callable[[type[Options]], type[Opt
     return add
 
 
+def meant_instead(name: str, known: Iterable[str]) -> str:
+    """Return the question after the known name that is nearest to ``name``, or nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 class OptionParser(argparse.ArgumentParser):
     """Argument parser for flags in either spelling, whose errors are one line and exit status 2."""
 
@@ -150,7 +167,11 @@ class OptionParser(argparse.ArgumentParser):
         return super().parse_known_args(spelled, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print the message without the usage and exit."""
+        """Print the message without the usage, with what may have been meant, and exit."""
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            message += meant_instead(unknown[1], self._option_string_actions)
+        elif wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message):
+            message += meant_instead(wrong[1], re.findall(r"[^\s',]+", wrong[2]))
         self.exit(STATUS_MISTAKE, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
 
@@ -238,7 +259,8 @@ def _read_options(cls: type, path: str) -> JsonObject:
         name = key.replace("-", "_")
         if name not in fields:
             known = ", ".join(_kebab(field.name) for field in dataclasses.fields(cls))
-            raise ValueError(f"config {path} has unknown option {key!r}; known are {known}")
+            meant = meant_instead(name.replace("_", "-"), known.split(", "))
+            raise ValueError(f"config {path} has unknown option {key!r}{meant}; known are {known}")
         values[name] = check_value(cls, name, value, f"config {path}: {key}")
     return values
 

@@ -49,6 +49,19 @@ class TimitFormat(CorpusFormat):
         """Return the folder at or up to three levels below ``data`` that holds TRAIN and TEST."""
         return _find_corpus(data) if data.is_dir() else None
 
+    def almost(self, data: Path) -> str:
+        """Say where only one of TRAIN and TEST is, at ``data`` or below."""
+        level = [data] if data.is_dir() else []
+        for _ in range(_SEARCH_DEPTH + 1):
+            for folder in level:
+                groups = _by_name(folder)
+                for there, missing in (("train", "TEST"), ("test", "TRAIN")):
+                    regions = [name for part in groups.get(there, []) for name in _by_name(part)]
+                    if any(re.fullmatch("dr[1-8]", name) for name in regions):
+                        return f"{folder} has {there.upper()} and no {missing}: restore {missing}"
+            level = [path for folder in level for path in subfolders(folder)]
+        return ""
+
     def parts(self, root: Path) -> list[str]:
         """Return the splits of :func:`load_timit`."""
         return list(SPLITS)
@@ -261,6 +274,7 @@ def _speaker_recordings(folder: Path) -> Iterator[_Recording]:
         raise ValueError(f"{folder}: a speaker's name begins with F or M: rename the folder")
     audio: dict[str, list[Path]] = {}
     labels: dict[str, dict[str, Path]] = {}
+    others: dict[str, Path] = {}
 
     for name in sorted(os.listdir(folder)):
         stem, _, extension = name.lower().partition(".")
@@ -268,6 +282,8 @@ def _speaker_recordings(folder: Path) -> Iterator[_Recording]:
             audio.setdefault(stem, []).append(folder / name)
         elif extension in ("phn", "wrd", "txt"):
             labels.setdefault(stem, {}).setdefault(extension, folder / name)
+        else:
+            others.setdefault(stem, folder / name)
 
     for sentence, paths in audio.items():
         if not re.fullmatch(r"s[aix]\d+", sentence):
@@ -278,7 +294,11 @@ def _speaker_recordings(folder: Path) -> Iterator[_Recording]:
             yield _Recording(speaker, sentence, path, labels.get(sentence, {}))
 
     if alone := sorted(labels.keys() - audio.keys()):
-        raise ValueError(f"{folder}: labels of {alone[0]} but no recording: restore its .WAV")
+        found = others.get(alone[0])
+        remedy = "restore it"
+        if found:
+            remedy = f"{found.name} is there; whatever they hold, recordings are named .WAV here"
+        raise ValueError(f"{folder}: labels of {alone[0]} but no .WAV: {remedy}")
 
 
 def _read_utterance(recording: _Recording, is_timit: bool, wanted: Wanted) -> Utterance:

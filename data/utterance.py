@@ -95,6 +95,10 @@ class CorpusFormat:
         """Return the root of the corpus that ``data`` is or holds, or None; ``data`` exists."""
         raise NotImplementedError
 
+    def almost(self, data: Path) -> str:
+        """Return what is there of a corpus that :meth:`find` did not find, with what to do."""
+        return ""
+
     def parts(self, root: Path) -> list[str]:
         """Return the names by which the corpus itself is divided, by default a nameless whole.
 

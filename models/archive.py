@@ -141,3 +141,24 @@ def _pickles(path: Path) -> Iterator[Any]:
             yield file
             if file.tell() == start:
                 return
+
+
+def describe_content(content: Any) -> str:
+    """Say in a few words what a file of weights holds, for messages."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    program = next((name for key, name in _PROGRAMS.items() if key in content), None)
+    keys = [str(key)[:60] for key in content]
+    shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if keys[4:] else "")
+    return f"{f'a checkpoint of {program} with ' if program else ''}{shown or 'nothing'}"
+
+
+_PROGRAMS = {
+    "pytorch-lightning_version": "PyTorch Lightning or NeMo",
+    "dims": "openai-whisper",
+    "optimizer_history": "fairseq",
+    "optimizer_state_dict": "a training script",
+    "state_dict": "a training script",
+    "model_state_dict": "a training script",
+}
+"""Programs by a key of the dictionaries that they save."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.files import pack_bits, unpack_bits, write_file
 from models import read_config
-from models.archive import read_archive
+from models.archive import describe_content, read_archive
 from models.facts import DecodingFacts, FrontEndFacts, RunFacts, read_facts
 from models.family import SpeechModel
 from models.fields import has_type, shown
@@ -157,7 +157,14 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         ValueError: If the file is missing, unreadable, of another format or version, or its
             weights, masks or tokenizer do not fit its config.
     """
-    return build_checkpoint(_read(Path(path)), Path(path), device)
+    file = checkpoint_file(Path(path))
+    return build_checkpoint(_read(file), file, device)
+
+
+def checkpoint_file(path: Path) -> Path:
+    """Return the best.pt of a run folder, else ``path`` as it is."""
+    best = path / "best.pt"
+    return best if best.is_file() else path
 
 
 def build_checkpoint(
@@ -232,6 +239,11 @@ def _storable(value: Any, where: str) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder without a best.pt: give the folder of a run that has been scored, "
+            "or a checkpoint file"
+        )
     if not path.is_file():
         raise ValueError(f"no checkpoint file at {path}: give the path of a .pt file of ours")
     if is_packed(path):
@@ -240,8 +252,9 @@ def _read(path: Path) -> dict[str, Any]:
     content = read_archive(path, kind="a checkpoint", remedy=remedy)
     if not is_checkpoint(content):
         raise ValueError(
-            f"{path} is not a checkpoint of ours: no format name {FORMAT!r} in it; "
-            "convert other weights with python -m models.convert"
+            f"{path} is not a checkpoint of ours, it holds {describe_content(content)}: convert "
+            "weights of a known format with python -m models.convert, and fine-tune those without "
+            "a head with train.py --init"
         )
     return dict(content)
 

@@ -29,10 +29,23 @@ def resolve_device(name: str) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError):
+        why = _why_not_cuda() if name.split(":")[0] == "cuda" else ""
         raise ValueError(
-            f"device {name!r} can't be used: give auto, cpu, cuda or cuda:N"
-        ) from error
+            f"device {name!r} can't be used{why}: give auto, cpu, cuda or cuda:N"
+        ) from None
+
+
+def _why_not_cuda() -> str:
+    """Say what is missing for CUDA, as far as torch knows."""
+    if not torch.backends.cuda.is_built():
+        return f", torch {torch.__version__} is built without CUDA (pytorch.org has those with it)"
+    count = torch.cuda.device_count()
+    if count:
+        return f", there are {count}, cuda:0 to cuda:{count - 1}"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = "" if hidden is None else f" with CUDA_VISIBLE_DEVICES={hidden}"
+    return f", torch sees no CUDA device{seen} (nvidia-smi tells whether the driver does)"
 
 
 def resolve_precision(name: str | None, device: torch.device) -> str:

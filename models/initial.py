@@ -45,15 +45,40 @@ def fit_architecture(checkpoint: Checkpoint, model_name: str, source: str | Path
     with torch.random.fork_rng(devices=[]):
         model = build_model(model_name, vocab_size=loaded.config.vocab_size)
     wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    for name in sorted(wanted.keys() | sizes.keys()):
-        if wanted.get(name) != sizes.get(name):
-            raise ValueError(
-                f"{source} holds another model than {model_name}: {name} is "
-                f"{sizes.get(name, 'missing')}, expected {wanted.get(name, 'none')}; give the "
-                f"--model that it is, one of {', '.join(PRESETS)}"
-            )
+    differing = [k for k in sorted(wanted.keys() | sizes) if wanted.get(k) != sizes.get(k)]
+    if differing or model.family != loaded.family:
+        what = f"a {FAMILIES[loaded.family].name}"
+        if differing:
+            name = differing[0]
+            found, expected = sizes.get(name, "missing"), wanted.get(name, "none")
+            what = f"{name} is {found}, expected {expected}"
+        fitting = presets_like(loaded)
+        meant = f"--model {fitting[0]}" if fitting else f"the weights themselves, --model {source}"
+        raise ValueError(f"{source} holds another model than {model_name}: {what}; give {meant}")
     model.load_state_dict(loaded.state_dict())
     checkpoint.model = model
+
+
+def presets_like(model: SpeechModel) -> list[str]:
+    """Return the presets that have the sizes of a model, whatever is dropped or hidden in training.
+
+    Args:
+        model: Of any vocabulary.
+    """
+    family = FAMILIES[model.family]
+
+    def sizes(config: object) -> dict[str, object]:
+        return {
+            name: value
+            for name, value in vars(config).items()
+            if not isinstance(value, float) and not name.startswith("mask_")
+        }
+
+    built = {
+        name: family.config(**{**preset.config, "vocab_size": model.config.vocab_size})
+        for name, preset in family.presets.items()
+    }
+    return [name for name, config in built.items() if sizes(config) == sizes(model.config)]
 
 
 def target_tokenizer(

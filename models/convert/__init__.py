@@ -11,8 +11,8 @@ from typing import Any
 
 from data.files import read_json
 from models import FAMILIES, PRESETS, add_preset
-from models.archive import read_archive
-from models.checkpoint import Checkpoint, build_checkpoint, is_checkpoint
+from models.archive import describe_content, read_archive
+from models.checkpoint import Checkpoint, build_checkpoint, checkpoint_file, is_checkpoint
 from models.convert.export import to_hf
 from models.convert.hf import from_hf, load_hf
 from models.convert.hub import HUB_ID, download, find_weights
@@ -45,9 +45,16 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
     if not path.exists() and HUB_ID.fullmatch(path.as_posix()):
         path = download(path.as_posix())
     content = None
+    if "model_type" not in read_json(path / "config.json", needed=False):
+        path = checkpoint_file(path)
     if path.is_file():
         packed = is_packed(path)
         if path.suffix == ".safetensors" and not packed or path.name.startswith("pytorch_model"):
+            if not (path.parent / "config.json").is_file():
+                raise ValueError(
+                    f"{path} holds weights and does not say of which model: put the config.json "
+                    "that it was published with beside it"
+                )
             return load_hf(path.parent, path)
         if packed:
             content = read_packed(path)
@@ -69,9 +76,15 @@ def _load_foreign(path: Path, content: Any) -> Checkpoint:
             model, settings = foreign.read(path, content)
             return Checkpoint(model, **vars(settings), run=RunFacts(converted_from=foreign.name))
     others = ", ".join(f"{each.name} ({each.looks_like})" for each in formats)
+    if content is not None:
+        raise ValueError(
+            f"{path} holds {describe_content(content)}, which is none of the formats known here: "
+            "let the program that wrote it export a Hugging Face folder (config.json and "
+            f"model.safetensors), and give that; files are read of {others}"
+        )
     raise ValueError(
-        f"no weights at {path}: looked for a checkpoint file of ours, a Hugging Face folder "
-        f"(config.json with a model_type) or a weight file in one, and {others}"
+        f"no weights at {path}: looked for a run or a checkpoint file of ours, a Hugging Face "
+        f"folder (config.json with a model_type) or a weight file in one, and {others}"
     )
 
 
