@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data import compressed
 from data.damage import count_text_mode_bytes, has_shifted_bytes
-from data.files import warn_once
+from data.files import refuse_special, warn_once
 from data.resample import resample as change_rate
 from data.sphere import MAGIC, SAMPLE_RATE, PcmLayout, read_sphere_layout
 
@@ -145,6 +145,7 @@ def normalize_waveform(waveform: Tensor) -> Tensor:
 
 
 def _open(path: Path) -> BinaryIO:
+    refuse_special(path)
     try:
         return path.open("rb")
     except OSError as error:

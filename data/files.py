@@ -58,6 +58,16 @@ def remove_left_overs(folder: Path, idle_seconds: float = 0.0) -> None:
             continue
 
 
+def refuse_special(path: Path) -> None:
+    """Refuse pipes, sockets and devices, which may never come to an end, before they are opened.
+
+    Raises:
+        ValueError: If ``path`` is one.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is a pipe or a device: put a file there, or remove it")
+
+
 def write_file(path: str | Path, content: Content, remedy: str = WRITE_ELSEWHERE) -> None:
     """Write one file as :func:`write_files` does."""
     write_files({Path(path): content}, remedy)

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from data.files import refuse_special
+
 
 def subfolders(folder: Path) -> list[Path]:
     """List a folder's visible subfolders by name; one that may not be read has none."""
@@ -20,6 +22,7 @@ def read_text(path: Path) -> str:
     Raises:
         ValueError: If it cannot be read, or is not text.
     """
+    refuse_special(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -155,7 +155,6 @@ def describe_content(content: Any) -> str:
 
 _PROGRAMS = {
     "pytorch-lightning_version": "PyTorch Lightning or NeMo",
-    "dims": "openai-whisper",
     "optimizer_history": "fairseq",
     "optimizer_state_dict": "a training script",
     "state_dict": "a training script",
