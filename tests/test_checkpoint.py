@@ -223,7 +223,7 @@ def test_load_checkpoint_of_a_pickle_with_code_does_not_run_it(tmp_path, legacy)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "other"}, "not a checkpoint of ours: no format name 'parp-checkpoint'"),
+        ({"format": "other"}, "not a checkpoint of ours, it holds format, version"),
         ({"version": 99}, "version 99, this code reads 1"),
         ({"masks": None, "run": 3}, "missing or wrong masks, run"),
         ({"family": "wavlm"}, "family 'wavlm' is unknown: known are wav2vec2, whisper, hubert"),

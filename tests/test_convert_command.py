@@ -42,7 +42,9 @@ def test_to_hf_with_another_models_tokenizer_is_refused(tmp_path):
 
 
 def test_load_weights_of_nothing_says_what_it_looked_for(tmp_path):
-    with pytest.raises(ValueError, match="no weights at .*: looked for a checkpoint file of ours"):
+    with pytest.raises(
+        ValueError, match="no weights at .*: looked for a run or a checkpoint file of ours"
+    ):
         load_weights(tmp_path / "nothing")
 
 

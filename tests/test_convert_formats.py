@@ -279,7 +279,9 @@ def test_a_tensor_with_more_values_than_bytes_is_refused(tmp_path):
 
 def test_other_files_name_every_format_that_was_looked_for(tmp_path):
     torch.save({"state": 1}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="^no weights at") as caught:
+    with pytest.raises(
+        ValueError, match="a.pt holds state, which is none of the formats known"
+    ) as caught:
         load_weights(tmp_path / "a.pt")
     for name in ("CTranslate2", "openai-whisper", "fairseq", "torchaudio", "Hugging Face"):
         assert name in str(caught.value)

@@ -276,7 +276,7 @@ def test_load_timit_does_without_labels_that_are_not_wanted(
 
 def test_load_timit_with_a_missing_recording_names_it(small: Path, recording: Path) -> None:
     recording.unlink()
-    with pytest.raises(ValueError, match="FZZB0: labels of sx1 but no recording"):
+    with pytest.raises(ValueError, match="FZZB0: labels of sx1 but no .WAV: restore it"):
         load_timit(small, "test")
 
 
