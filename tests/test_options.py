@@ -114,7 +114,7 @@ def test_parse_options_result_passes_through_json() -> None:
     [
         (
             "prune-evry = 3",
-            "unknown option 'prune-evry'; did you mean prune-every\\?; known are model, prune-every",
+            "unknown option 'prune-evry'; did you mean prune-every\\?; known are model",
         ),
         ("[prune]\nevery = 3", "unknown option 'prune'"),
         ('prune-every = "3"', "prune-every is '3': give a whole number"),
