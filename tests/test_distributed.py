@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,22 +21,29 @@ FLAGS = (
 ).split()
 
 
-def _train(corpus: Path, out: Path, processes: int, *flags: str, stop_at: int = -1) -> int:
+WHISPER = (
+    "--model whisper-demo --audio-ctx own --steps 4 --eval-every 4 --lr 1e-3 "
+    "--mask-time 0.2 --mask-channel 0.3 --label-smoothing 0.1"
+).split()
+Run = tuple[list[str], int]
+"""Flags, and the step after which it is interrupted, -1 for none."""
+
+
+def _run(corpus: Path, out: Path, *flags: str, stop_at: int = -1) -> Run:
+    return [*FLAGS, "--data", str(corpus), "--out", str(out), *flags], stop_at
+
+
+def _train(processes: int, *runs: Run) -> None:
+    """Run one after another, all in the same processes, whose start takes longer than a run."""
     launch = [sys.executable]
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone"]  # at a port that is free
         launch += ["--nproc-per-node", str(processes)]
-    environment = os.environ | {"STOP_AT": str(stop_at), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"RUNS": json.dumps(runs), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(SCRIPT.parent.parent)
-    done = subprocess.run(
-        [*launch, str(SCRIPT), *FLAGS, "--data", str(corpus), "--out", str(out), *flags],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert stop_at >= 0 or not done.returncode, done.stderr
-    return done.returncode
+    command = [*launch, str(SCRIPT)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def _state(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -59,51 +67,54 @@ def _losses(out: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("alone") / "run"
-    assert _train(small_corpus, out, 1) == 0
+def folder(
+    small_corpus: Path, uneven_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Runs of one process and of two, and one that two began and one went on with."""
+    out = tmp_path_factory.mktemp("runs")
+    _train(
+        2,
+        _run(small_corpus, out / "parp-2"),
+        _run(uneven_corpus, out / "whisper-2", *WHISPER),
+        _run(small_corpus, out / "begun-by-2", stop_at=7),
+    )
+    shutil.copytree(out / "begun-by-2", out / "stopped")
+    _train(
+        1,
+        _run(small_corpus, out / "parp-1"),
+        _run(uneven_corpus, out / "whisper-1", *WHISPER),
+        _run(small_corpus, out / "begun-by-2", "--resume", "auto"),
+    )
     return out
 
 
-def test_two_processes_equal_one_after_twenty_steps_of_parp(
-    small_corpus: Path, tmp_path: Path, alone: Path
-) -> None:
-    assert _train(small_corpus, tmp_path / "run", 2) == 0
-    _assert_same(alone, tmp_path / "run")
-    assert _losses(tmp_path / "run") == pytest.approx(_losses(alone), abs=1e-10)
+def test_two_processes_equal_one_after_twenty_steps_of_parp(folder: Path) -> None:
+    _assert_same(folder / "parp-1", folder / "parp-2")
+    assert _losses(folder / "parp-2") == pytest.approx(_losses(folder / "parp-1"), abs=1e-10)
 
 
-def test_two_processes_equal_one_with_whisper_at_own_lengths_and_masks(
-    uneven_corpus: Path, tmp_path: Path
-) -> None:
-    flags = "--model whisper-demo --audio-ctx own --steps 4 --eval-every 4 --lr 1e-3"
-    flags += " --mask-time 0.2 --mask-channel 0.3 --label-smoothing 0.1"
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        assert _train(uneven_corpus, out, processes, *flags.split()) == 0
-    _assert_same(tmp_path / "1", tmp_path / "2")
-    assert _losses(tmp_path / "2") == pytest.approx(_losses(tmp_path / "1"), abs=1e-10)
+def test_two_processes_equal_one_with_whisper_at_own_lengths_and_masks(folder: Path) -> None:
+    one, two = folder / "whisper-1", folder / "whisper-2"
+    _assert_same(one, two)
+    assert _losses(two) == pytest.approx(_losses(one), abs=1e-10)
 
 
-def test_run_of_two_processes_goes_on_with_one(
-    small_corpus: Path, tmp_path: Path, alone: Path
-) -> None:
-    assert _train(small_corpus, tmp_path / "run", 2, stop_at=7) != 0
-    assert not (tmp_path / "run" / "results.json").exists()
-    assert _train(small_corpus, tmp_path / "run", 1, "--resume", "auto") == 0
-    _assert_same(alone, tmp_path / "run")
-    assert len(_losses(tmp_path / "run")) == 20
+def test_run_of_two_processes_goes_on_with_one(folder: Path) -> None:
+    assert not (folder / "stopped" / "results.json").exists()
+    assert len(_losses(folder / "stopped")) == 7
+    _assert_same(folder / "parp-1", folder / "begun-by-2")
+    assert len(_losses(folder / "begun-by-2")) == 20
 
 
 @pytest.mark.long
 def test_two_processes_equal_one_with_a_teacher(
-    small_corpus: Path, tmp_path: Path, alone: Path
+    small_corpus: Path, tmp_path: Path, folder: Path
 ) -> None:
-    flags = ("--teacher", str(alone), "--distill-hidden", "1", "--grad-accum", "2", "--steps", "8")
-    assert _train(small_corpus, tmp_path / "one", 1, *flags) == 0
-    assert _train(small_corpus, tmp_path / "two", 2, *flags) == 0
-    _assert_same(tmp_path / "one", tmp_path / "two")
-    assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), abs=1e-10)
+    flags = ("--teacher", str(folder / "parp-1"), "--distill-hidden", "1", "--grad-accum", "2")
+    for processes in (1, 2):
+        _train(processes, _run(small_corpus, tmp_path / str(processes), *flags, "--steps", "8"))
+    _assert_same(tmp_path / "1", tmp_path / "2")
+    assert _losses(tmp_path / "2") == pytest.approx(_losses(tmp_path / "1"), abs=1e-10)
 
 
 def test_shares_of_all_processes_are_the_items_once() -> None:
