@@ -388,6 +388,26 @@ def test_compare_prints_both_tests_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_compare_says_what_else_the_runs_differ_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write_run(tmp_path / "first", sparsity=0.5)
+    second = write_run(tmp_path / "second", sparsity=0.7, lr=2e-4)
+    for name, key, value in (("config.json", "git", "fedcba"), ("results.json", "steps", 400)):
+        content = json.loads((second / name).read_text())
+        (second / name).write_text(json.dumps(content | {key: value}))
+    assert main(["--compare", str(first), str(second)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for wanted in (
+        "differ in sparsity: 0.5 and 0.7",
+        "differ in steps: 200 and 400",
+        "differ in revision: 0123456789ab and fedcba",
+        "differ in lr: 0.0001 and 0.0002",
+    ):
+        assert lines.count(wanted) == 1
+    assert sum(line.startswith("differ in ") for line in lines) == 4
+
+
 def test_compare_finds_runs_by_name_in_a_report(
     report: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,7 +131,7 @@ def recorded(record: Record) -> JsonObject:
     results = record["results"]
     return {
         "sparsity": sparsity(record),
-        "learning rate": learning_rate(record),
+        "lr": learning_rate(record),
         "steps": results["steps"],
         "revision": str(record["environment"]["git"])[:12],
     }
