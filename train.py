@@ -237,7 +237,7 @@ def score_and_save(run: Run) -> None:
 
 
 def begin(run: Run) -> None:
-    """Take up the state that the run was interrupted in, or begin its first stage."""
+    """Restore the state that the run was interrupted in, or begin its first stage."""
     training = run.checkpoint.training
     at = (training["schedule"]["stage"], training["step"]) if training else (0, 0)
     log = BoardLog if run.options.tensorboard else EventLog

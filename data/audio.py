@@ -122,7 +122,7 @@ def num_samples(path: str | Path) -> int:
 
 
 def is_sphere(path: str | Path) -> bool:
-    """Say whether a file begins as NIST SPHERE does."""
+    """Return whether a file begins as NIST SPHERE does."""
     with _open(Path(path)) as file:
         return file.read(len(MAGIC)) == MAGIC
 

@@ -46,7 +46,7 @@ def count_text_mode_bytes(file: BinaryIO, surplus: int) -> int:
 
 
 def has_shifted_bytes(pcm: bytes | memoryview, little_endian: bool) -> bool:
-    """Say whether 16-bit samples are, in part at least, cut or ordered wrongly by a byte.
+    """Return whether 16-bit samples are, in part at least, cut or ordered wrongly by a byte.
 
     In a recording the high bytes of the samples follow one another smoothly and the low ones look
     random, so where it is the other way round the bytes have changed places. Quiet stretches, whose

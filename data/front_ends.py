@@ -29,7 +29,7 @@ class FrontEnd(Protocol):
 
     @property
     def same_length(self) -> bool:
-        """Say whether a batch may hold utterances of one padded length only."""
+        """Return whether a batch may hold utterances of one padded length only."""
 
     @property
     def padding(self) -> str:

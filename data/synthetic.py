@@ -172,7 +172,7 @@ def ensure_demo_corpus(root: str | Path, seed: int = 0) -> Path:
 
 
 def _is_foreign(root: Path) -> bool:
-    """Say whether ``root`` is something else than a demo corpus, an empty folder or nothing."""
+    """Return whether ``root`` is something else than a demo corpus, an empty folder or nothing."""
     if not root.is_dir():
         return root.exists()
     return not (root / _MARKER).is_file() and any(root.iterdir())

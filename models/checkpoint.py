@@ -204,7 +204,7 @@ def build_checkpoint(
 
 
 def _mismatch(checkpoint: Checkpoint) -> str | None:
-    """Say what in ``checkpoint`` does not fit its model, or return None."""
+    """Return what in ``checkpoint`` does not fit its model, in words, or None."""
     parameters = dict(checkpoint.model.named_parameters())
     for name, mask in checkpoint.masks.items():
         if name not in parameters:

@@ -39,7 +39,10 @@ def capture(function: Callable[[], None], pool: Any = None) -> Callable[[], None
 
 
 def uncached_autocast(device: torch.device) -> torch.autocast:
-    """Return the autocast that is in force, casting weights anew: a replay can't ask for news."""
+    """Return the autocast that is in force, without its cache of cast weights.
+
+    A captured graph has to hold the casts: its replays then see weights that have changed since.
+    """
     kind = device.type
     return torch.autocast(
         kind,
@@ -172,7 +175,7 @@ class _Replay:
 
 
 def _run(replay: _Replay, inputs: Sequence[Tensor]) -> Tensor:
-    trigger = torch.zeros((), requires_grad=True)  # something for autograd to come back for
+    trigger = torch.zeros((), requires_grad=True)  # so that autograd visits the backward pass
     logits: Tensor = _ReplayFunction.apply(trigger, replay, *inputs)
     return logits
 

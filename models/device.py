@@ -73,7 +73,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; by itself there is one.
+    """The processes that share a run; World() is the only one of its run.
 
     Attributes:
         rank: Number of this process; 0 writes.

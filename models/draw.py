@@ -11,7 +11,7 @@ import torch
 class Draw:
     """Where the random numbers of a batch come from.
 
-    What an utterance is hidden of depends on the seed and its row alone, so processes that share a
+    What is hidden of an utterance depends on the seed and its row alone, so processes that share a
     batch, or a batch in parts, draw what one would.
 
     Attributes:

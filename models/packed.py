@@ -54,7 +54,7 @@ class PackedSize:
 
 
 def is_packed(path: Path) -> bool:
-    """Say whether a file is a packed checkpoint."""
+    """Return whether a file is a packed checkpoint."""
     return read_metadata(path).get("format") == FORMAT
 
 

@@ -47,7 +47,7 @@ class SpecAugment:
     def __call__(self, log_mel: Tensor, draw: Draw | None = None) -> Tensor:
         """Return a copy of log-mel (B, M, F) with masks on it; nothing waits for the device.
 
-        What an utterance is hidden of depends on the seed and its row of ``draw``, and on M and F;
+        What is hidden of an utterance depends on the seed, its row of ``draw``, M and F;
         without ``draw`` the seed comes from torch's global CPU generator.
         """
         if not (self.frames or self.mels):

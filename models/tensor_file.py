@@ -159,7 +159,7 @@ def _check_entries(header: JsonObject, num_bytes: int, path: Path) -> dict[str, 
 
 
 def _is_span(offsets: object) -> bool:
-    """Say whether a value is two positions; a file may be larger than 31 bits can count."""
+    """Return whether a value is two positions; a file may be larger than 31 bits can count."""
     return (
         isinstance(offsets, list)
         and len(offsets) == 2

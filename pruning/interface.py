@@ -411,7 +411,7 @@ class Schedule:
             )
 
     def prunes_at(self, step: int) -> bool:
-        """Say whether the weights are ranked anew after step number ``step``."""
+        """Return whether the weights are ranked anew after step number ``step``."""
         return False
 
     def after_step(self, params: Params, step: int) -> Reprune | None:

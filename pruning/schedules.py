@@ -82,7 +82,7 @@ class PARP(Schedule):
         return self.options.sparsity
 
     def prunes_at(self, step: int) -> bool:
-        """Say so every ``prune_every`` steps."""
+        """Return whether ``prune_every`` divides ``step``."""
         return step % self.options.prune_every == 0
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
@@ -206,7 +206,7 @@ class PARPMask(PARP):
     projects = False
 
     def prunes_at(self, step: int) -> bool:
-        """Say so as PARP in stage 0, never after it."""
+        """Return in stage 0 what PARP does, after it False."""
         return self.stage == 0 and super().prunes_at(step)
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
@@ -272,7 +272,7 @@ class CooldownPARP(PARP):
         return min(self.num_steps, max(1, round((1.0 - self.cooldown) * self.num_steps)))
 
     def prunes_at(self, step: int) -> bool:
-        """Say so as PARP until the cool-down begins, and when it begins."""
+        """Return what PARP does until the cool-down begins, and True when it begins."""
         return step == self.last_prune or (step < self.last_prune and super().prunes_at(step))
 
     def after_step(self, params: Params, step: int) -> Reprune | None:
@@ -372,7 +372,7 @@ class LatentPARP(CooldownPARP):
         return super().after_step(params, step)
 
     def _is_latent(self, step: int) -> bool:
-        """Say whether what is dropped has kept its values after ``step``."""
+        """Return whether what is dropped has kept its values after ``step``."""
         return self.latent and step < self.last_prune
 
     @torch.no_grad()
@@ -466,7 +466,7 @@ class GradualPruning(LatentPARP):
         return self.options.sparsity * (1.0 - (1.0 - progress) ** 3)
 
     def prunes_at(self, step: int) -> bool:
-        """Say so every ``prune_every`` steps of the growth, and at its end."""
+        """Return True every ``prune_every`` steps of the growth, and at its end."""
         return self.sparsity_at(step) > 0.0 and super().prunes_at(step)
 
 
@@ -500,7 +500,7 @@ def methods_taking(option: str) -> str:
 
 
 def prunes(method: str) -> bool:
-    """Say whether a method, of this program or another one, prunes anything."""
+    """Return whether a method, of this program or another one, prunes anything."""
     return method not in SCHEDULES or SCHEDULES[method].prunes
 
 
@@ -510,7 +510,7 @@ def title_of(method: str) -> str:
 
 
 def is_reference(method: str) -> bool:
-    """Say whether reports test other methods against one."""
+    """Return whether reports test other methods against one."""
     return method in SCHEDULES and SCHEDULES[method].is_reference
 
 

@@ -5,7 +5,7 @@
 Every term is a sum over utterances, so that processes may share a batch and a step may add up
 several; the training loop divides by the step's target tokens, as it does without a teacher.
 
-The teacher sees what is fed to the student before anything is hidden of it in training, in eval
+The teacher sees the student's input as it is before training hides parts of it, in eval
 mode and in the student's precision. So what it says of an utterance never changes, and is kept.
 
 Shape letters: B utterances, P places, V vocab, D d_model.
@@ -232,7 +232,7 @@ def _is_place(padded: Padded) -> Tensor:
 
 
 def prepares_alike(teacher: Task, student: Task) -> bool:
-    """Say whether the student's prepared inputs are what the teacher would prepare.
+    """Return whether the student's prepared inputs are what the teacher would prepare.
 
     Sources that nothing is prepared of are. Features of a frozen feature encoder are, where the
     teacher's has the same weights; the teacher counts as frozen.

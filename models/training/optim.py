@@ -173,7 +173,7 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that ``state_dict`` returned."""
+        """Take over the state that ``state_dict`` returned."""
         self._adam.load_state_dict(state["adam"])
         self._scaler.load_state_dict(state["scaler"])
         self._skipped = state["skipped"].to(self._skipped.device)

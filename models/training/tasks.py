@@ -116,7 +116,7 @@ class Task(Protocol):
         ...
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
-        """Say why an utterance can't be trained on, or return None."""
+        """Return why an utterance can't be trained on, or None."""
         ...
 
 
@@ -233,7 +233,7 @@ class CTCTask(_PrecisionMixin):
         return [[(seconds * start, seconds * end) for start, end in spans] for spans in aligned]
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
-        """Say so where there are fewer frames than CTC needs for ``target``."""
+        """Return a reason where there are fewer frames than CTC needs for ``target``."""
         repeats = sum(a == b for a, b in zip(target, target[1:], strict=False))
         num_frames = max(0, self.model.num_frames(num_samples))
         if num_frames >= max(1, len(target) + repeats):
@@ -377,7 +377,7 @@ class Seq2SeqTask(_PrecisionMixin):
         """Return None: a decoder's tokens have no place in time."""
 
     def why_unusable(self, num_samples: int, target: Sequence[int]) -> str | None:
-        """Say so where the target is longer than the decoder's positions."""
+        """Return a reason where the target is longer than the decoder's positions."""
         needed = len(self._start_ids) + len(target) + 1
         if needed <= self._max_tokens:
             return None

@@ -269,7 +269,7 @@ def _values(records: Sequence[Record], name: str, told: Told) -> list[Any]:
 
 
 def _differ(records: Sequence[Record], name: str, told: Told) -> bool:
-    """Say whether runs differ in what they were given for an option, not in its defaults."""
+    """Return whether runs differ in what they were given for an option, not in its defaults."""
     given = {
         "" if value == default_of(name, record["results"]["method"]) else repr(value)
         for record, value in zip(records, _values(records, name, told), strict=True)

@@ -115,7 +115,7 @@ def _copy(source: Path, path: Path) -> None:
 
 
 def _is_dense(schedule: Schedule) -> bool:
-    """Say whether nothing is pruned in the stage under way."""
+    """Return whether nothing is pruned in the stage under way."""
     return schedule.rewinds and schedule.stage == 0
 
 

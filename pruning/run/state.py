@@ -171,7 +171,7 @@ def save(run: Run, name: str, snapshot: Snapshot) -> None:
 
 
 def restore(run: Run) -> None:
-    """Take up the training state of last.pt, which the run's model was read from."""
+    """Restore the training state of last.pt, which the run's model was read from."""
     training = run.checkpoint.training
     assert training is not None
     run.checkpoint.training = None

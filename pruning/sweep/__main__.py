@@ -156,11 +156,11 @@ class Sweep:
         return self.config.out / f"{name}.log"
 
     def is_ready(self, name: str) -> bool:
-        """Say whether a run is finished and its files are at hand."""
+        """Return whether a run is finished and its files are at hand."""
         return has_files(self.config, name)
 
     def is_finished(self, name: str) -> bool:
-        """Say whether a run has left its results, in its folder or in a report."""
+        """Return whether a run has left its results, in its folder or in a report."""
         return name in self.config.records or self.is_ready(name)
 
     def rates(self, run: PlannedRun) -> tuple[str, float, float]:

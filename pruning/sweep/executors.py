@@ -19,7 +19,7 @@ class Executor(Protocol):
     """What starts the processes of runs and says when they have ended."""
 
     def is_free(self) -> bool:
-        """Say whether another run can be submitted now."""
+        """Return whether another run can be submitted now."""
 
     def submit(self, name: str, command: list[str], log: Path) -> None:
         """Start ``command``, now or as soon as there is a device for it."""
@@ -43,7 +43,7 @@ class LocalExecutor:
         self._processes: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
 
     def is_free(self) -> bool:
-        """Say whether a device is free."""
+        """Return whether a device is free."""
         return bool(self._free)
 
     def submit(self, name: str, command: list[str], log: Path) -> None:

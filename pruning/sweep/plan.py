@@ -177,7 +177,7 @@ def _trials(config: SweepConfig, options: Options) -> list[Options]:
 
 
 def _is_tuned(config: SweepConfig, point: Point) -> bool:
-    """Say whether a run is tuned itself; without [tune] every run is."""
+    """Return whether a run is tuned itself; without [tune] every run is."""
     return not config.tune or point.options == point.at_first_seed()
 
 
@@ -282,12 +282,12 @@ def _read(config: SweepConfig, run: PlannedRun, known: Known) -> tuple[str, ...]
 
 
 def _is_gone(config: SweepConfig, name: str) -> bool:
-    """Say whether a run is finished according to its record, and its files are not at hand."""
+    """Return whether a run is finished according to its record, and its files are not at hand."""
     return name in config.records and not has_files(config, name)
 
 
 def has_files(config: SweepConfig, name: str) -> bool:
-    """Say whether the folder of a finished run is there."""
+    """Return whether the folder of a finished run is there."""
     return (config.out / name / "results.json").is_file()
 
 
