@@ -18,9 +18,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.files import read_json, remove_left_overs, write_file, write_json
+from data.files import remove_left_overs, write_file, write_json
 from data.options import command, interrupts, parse_options, run_program
-from data.run_folder import EventLog, describe_environment, leave_nothing_unbegun, open_run_folder
+from data.run_folder import (
+    EventLog,
+    describe_environment,
+    hold_run_folder,
+    leave_nothing_unbegun,
+    locate_run,
+    open_run_folder,
+    read_results,
+)
 from data.run_manifest import write_manifest
 from eval import summary
 from models.checkpoint import load_checkpoint, save_checkpoint
@@ -104,7 +112,7 @@ def fit_stages(run: Run) -> bool:
         is_last = name == run.schedule.stages[-1]
         stage = None
         if not is_last:
-            stage = finished_stage(run.out, run.schedule, run.options)
+            stage = finished_stage(run.out, run.schedule, run.options, run.params)
         if stage is None:
             if not fit(run):
                 return False
@@ -127,10 +135,11 @@ def begin_stage(run: Run, stage: int, previous: dict[str, Tensor] | None = None)
     model = run.checkpoint.model
     if stage:  # the first begins with what was just drawn or loaded
         start = initial = load_checkpoint(run.out / "initial.pt")
+        if initial.training is None:
+            raise ValueError(f"{run.out / 'initial.pt'} is damaged: begin anew in another folder")
         if options.rewind_step and run.schedule.rewinds:
             start = load_checkpoint(run.out / "rewind.pt")
         model.load_state_dict(start.model.state_dict())
-        assert initial.training is not None
         set_random_state(initial.training)
     run.world.seed(options.seed)
 
@@ -255,9 +264,17 @@ def begin(run: Run) -> None:
 def train(options: TrainOptions) -> int:
     """Run what ``options`` ask for; return the exit status."""
     plan = make_plan(options)
-    out, writes = plan.out, plan.world.writes
-    chosen = recorded_options(options)
+    with hold_run_folder(plan.out) if plan.world.writes else nullcontext():
+        return train_in_folder(plan)
+
+
+def train_in_folder(plan: Plan) -> int:
+    """Do what ``train`` does, in a folder that no other process writes to; return the status."""
+    options, out, writes = plan.options, plan.out, plan.world.writes
+    if locate_run(str(out), options.resume)[1] != plan.last:
+        raise ValueError(f"another process has just trained in {out}: give the command again")
     if writes:
+        chosen = recorded_options(options)
         open_run_folder(out, chosen, options.resume is not None, as_recorded_now)
         remove_left_overs(out)
     check_corpus(plan)
@@ -265,7 +282,7 @@ def train(options: TrainOptions) -> int:
         said = f"{plan.method} prunes nothing at sparsity 0: give --sparsity, 0.6 for 60 percent"
         print(said, file=sys.stderr)
     if (out / "results.json").is_file():
-        print(summary(read_json(out / "results.json")), f"{out} is finished", sep="\n")
+        print(summary(read_results(out / "results.json")), f"{out} is finished", sep="\n")
         return 0
 
     with leave_nothing_unbegun(out) if writes else nullcontext():

@@ -7,10 +7,14 @@ import importlib
 import json
 import math
 import os
+import pickle
+import reprlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -30,6 +34,18 @@ RESTORE = "restore the file"
 TEMPORARY = ".parp-tmp"
 IDLE_SECONDS = 3600.0  # of a temporary file that no living process is taken to write
 LOCK_POLL_SECONDS = 0.1
+
+Schema = Mapping[str, "str | Schema"]
+"""Types of an object's fields by name, in the words of :func:`has_type`, or "missing"; a nested
+object has a schema of its own."""
+
+_LARGEST_INT = 2**31 - 1
+_LARGEST_NUMBER = 1e300
+_LONGEST_SHOWN = 60
+_LEAST = {"int": -_LARGEST_INT - 1, "id": 0, "size": 1}
+_SHAPE = "list of id"
+_MOST_SHARED = 4
+"""Tied weights are one storage under two names; more than that is no model."""
 
 
 def temporary_beside(path: Path, note: str = "") -> Path:
@@ -228,6 +244,75 @@ def _parse(text: str, path: str | Path, remedy: str) -> Any:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
 
 
+def check_fields(
+    content: object, schema: Schema, path: str | Path, remedy: str = RESTORE, within: str = ""
+) -> None:
+    """Check the fields of an object that a file holds; what else it holds is left alone.
+
+    Args:
+        content: The object.
+        schema: Of the fields that are wanted.
+        path: The file, for messages.
+        remedy: What the user is told to do where they are wrong.
+        within: Name of the object where it is nested in another.
+
+    Raises:
+        ValueError: If it is no object, or a field is missing or of another type; names it.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: {within or 'it'} is {shown(content)}, not an object: {remedy}")
+    for name, wanted in schema.items():
+        field = f"{within}.{name}" if within else name
+        if not isinstance(wanted, str):
+            check_fields(content.get(name), wanted, path, remedy, field)
+        elif name not in content:
+            if "missing" not in wanted.split(" or "):
+                raise ValueError(f"{path}: {field} is missing, expected {wanted}: {remedy}")
+        elif not has_type(content[name], wanted.removesuffix(" or missing")):
+            found = shown(content[name])
+            raise ValueError(f"{path}: {field} is {found}, expected {wanted}: {remedy}")
+
+
+def has_type(value: object, wanted: str) -> bool:
+    """Return whether ``value`` is of the type that ``wanted`` describes.
+
+    A type is written as in ``"list of id or null"``: ``bool``, ``int``, ``id`` (0 and up), ``size``
+    (1 and up), ``number`` (finite), ``share`` (0 to 1), ``str``, ``any``, ``list of``, ``pair of``
+    and ``dict of`` one of these, ``null``, and any of them joined by ``or``. Keys of a dict are
+    strings, integers fit 31 bits, and true is no number.
+    """
+    return any(_is(value, kind) for kind in wanted.split(" or "))
+
+
+def _is(value: object, kind: str) -> bool:
+    if kind.startswith("list of "):
+        return isinstance(value, list) and all(_is(item, kind[8:]) for item in value)
+    if kind.startswith("pair of "):
+        return _is(value, f"list of {kind[8:]}") and len(value) == 2  # type: ignore[arg-type]
+    if kind.startswith("dict of "):
+        return isinstance(value, dict) and all(
+            isinstance(key, str) and _is(item, kind[8:]) for key, item in value.items()
+        )
+    if kind in _LEAST:
+        return type(value) is int and _LEAST[kind] <= value <= _LARGEST_INT
+    if kind in ("number", "share"):
+        low, high = (0, 1) if kind == "share" else (-_LARGEST_NUMBER, _LARGEST_NUMBER)
+        return type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
+    return kind == "any" or type(value) is {"bool": bool, "str": str, "null": type(None)}[kind]
+
+
+def shown(value: object) -> str:
+    """Return ``value`` for a message: in one line, cut where it is long."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a huge number"
+    text = _SHORT.repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
+_SHORT = reprlib.Repr()  # nested values of a damaged file may have no end
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _LONGEST_SHOWN + 1
+
+
 def read_toml(path: str | Path, remedy: str) -> JsonObject:
     """Read a TOML file.
 
@@ -267,6 +352,98 @@ def check_room(folder: Path, needed: float, what: str) -> str:
     return said
 
 
+def read_archive(
+    path: str | Path,
+    kind: str,
+    remedy: str,
+    find_classes: Callable[[Path], Sequence[tuple[type, str]]] = lambda path: (),
+) -> Any:
+    """Read a file of ``torch.save`` with torch's restricted unpickler, which runs no code of it.
+
+    Args:
+        path: The file.
+        kind: What the file should be, for messages.
+        remedy: What the user is told to do where it is none.
+        find_classes: Returns further classes that may be made, with the names that the file has
+            for them.
+
+    Returns:
+        Tensors, on the CPU, and plain values.
+
+    Raises:
+        ValueError: If the file is missing, damaged (an archive has a checksum of each entry) or
+            compressed, names any other class or function, or has tensors with more values than it
+            has bytes for.
+    """
+    try:
+        _check_archive(Path(path))
+        allowed: list[Any] = [*find_classes(Path(path))]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+            warnings.simplefilter("ignore")  # about files that are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_inflated(content, Path(path).stat().st_size)
+    except _RefusedError as error:
+        raise ValueError(f"{path} {error}") from None
+    except Exception as error:  # torch names no common type for damaged or refused files
+        reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            reason = "it names code to run"
+        raise ValueError(f"{path} can't be read as {kind} ({reason}): {remedy}") from None
+    return content
+
+
+class _RefusedError(Exception):
+    """What is wrong with a file that torch would take."""
+
+
+def _check_archive(path: Path) -> None:
+    """Raise where an archive unpacks to more than it is, or a checksum differs.
+
+    Torch itself stores without packing, and reads without looking at checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise _RefusedError("has compressed entries, which torch does not write: save it anew")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise _RefusedError("has entries that are larger than the file: it is damaged")
+        has_checksums = any(entry.CRC for entry in entries)  # torch can be told to leave them out
+        if has_checksums and (damaged := archive.testzip()) is not None:
+            raise _RefusedError(f"is damaged: {shown(damaged)} in it has another checksum")
+
+
+def _refuse_inflated(content: Any, num_bytes: int) -> None:
+    total = 0
+    for tensor in _tensors(content):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise _RefusedError("has a tensor that is not plain: save dense tensors with values")
+        size = tensor.numel() * tensor.element_size()
+        if size > tensor.untyped_storage().nbytes():
+            raise _RefusedError("has a tensor with more values than are stored: save it contiguous")
+        total += size
+    if total > _MOST_SHARED * num_bytes:
+        raise _RefusedError("has tensors that share their values many times over: save them apart")
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested values, without recursion, each container once."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, dict):
+                waiting.extend(value.values())
+            elif isinstance(value, list | tuple):
+                waiting.extend(value)
+            elif hasattr(value, "__dict__"):
+                waiting.extend(vars(value).values())
+
+
 _SAID: set[str] = set()
 
 
@@ -285,7 +462,8 @@ def warn_once(kind: str, text: str) -> None:
 def take_lock(file: IO[bytes], problem: str, patience_seconds: float = 0.0) -> None:
     """Lock an open file until it is closed here and in the processes that inherit it.
 
-    The system holds the lock, so the end of those processes frees it, however they end.
+    The system holds the lock, so the end of those processes frees it, however they end. Where a
+    system or a file system has no locks nothing is locked, with a line on stderr.
 
     Args:
         file: Open for writing; its content does not matter.
@@ -295,7 +473,10 @@ def take_lock(file: IO[bytes], problem: str, patience_seconds: float = 0.0) -> N
     Raises:
         ValueError: If another process holds it all the while.
     """
-    import fcntl  # which Windows lacks; training does without
+    try:
+        import fcntl  # which Windows lacks
+    except ModuleNotFoundError:
+        return warn_once("lock", "this system has no locks: let one process write to a folder")
 
     deadline = time.monotonic() + patience_seconds
     while True:
@@ -304,6 +485,11 @@ def take_lock(file: IO[bytes], problem: str, patience_seconds: float = 0.0) -> N
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise ValueError(f"{problem}: wait until it ends, or stop it") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            return warn_once(
+                "lock", f"{file.name} can't be locked ({reason}): let one process write"
+            )
         time.sleep(LOCK_POLL_SECONDS)
 
 
@@ -317,17 +503,22 @@ def pack_bits(mask: Tensor) -> dict[str, Any]:
     return {"bits": torch.from_numpy(bits), "shape": list(mask.shape)}
 
 
-def unpack_bits(packed: Mapping[str, Any], name: str) -> Tensor:
+def unpack_bits(packed: object, name: str) -> Tensor:
     """Return the bool tensor on the CPU that :func:`pack_bits` was given.
 
     Args:
-        packed: What it returned.
+        packed: What it returned, out of a file that may be damaged.
         name: What a message calls the mask.
 
     Raises:
-        ValueError: If there are more or fewer bits than the shape has values.
+        ValueError: If it is something else, or has more or fewer bits than the shape has values.
     """
-    bits, shape = packed["bits"], packed["shape"]
+    bits, shape = (
+        packed.get(key) if isinstance(packed, dict) else None for key in ("bits", "shape")
+    )
+    if not isinstance(bits, Tensor) or not has_type(shape, _SHAPE):
+        raise ValueError(f"mask {shown(name)} is not bits and a shape")
+    assert isinstance(shape, list)
     count = math.prod(shape)
     if bits.dtype != torch.uint8 or bits.numel() != -(-count // 8):
         raise ValueError(f"mask {name!r} has {bits.numel()} bytes for {count} bits")

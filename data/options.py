@@ -39,6 +39,7 @@ COMMANDS = {
     "report": "python -m pruning.report",
     "synthetic": "python -m data.synthetic",
 }
+ELSEWHERE = "give another place, or make it usable"
 STATUS_MISTAKE = 2  # the user's
 STATUS_INTERRUPTED = 128 + signal.SIGINT
 STATUS_CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows lacks
@@ -70,9 +71,10 @@ def run_program(name: str, main: Callable[[], int | None]) -> int:
         main: Does the work and returns the status; None stands for 0.
 
     Returns:
-        What ``main`` returned; 2 after a ValueError, the user's mistake, which is printed in one
-        line on stderr; 130 after Ctrl-C; 141, as of a program that the system stops for it, where
-        what is printed goes into a pipe that nobody reads any longer.
+        What ``main`` returned; 2 after a ValueError, the user's mistake, or an OSError, a place
+        that can't be used, each printed in one line on stderr; 130 after Ctrl-C; 141, as of a
+        program that the system stops for it, where what is printed goes into a pipe that nobody
+        reads any longer.
     """
     showwarning, warnings.showwarning = warnings.showwarning, _show_warning
     try:
@@ -88,6 +90,11 @@ def run_program(name: str, main: Callable[[], int | None]) -> int:
         # At exit Python flushes what is left to print, and would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STATUS_CLOSED_PIPE
+    except OSError as error:
+        where = f" {error.filename}" if error.filename is not None else ""
+        reason = error.strerror or " ".join(str(error).splitlines())
+        sys.stderr.write(f"{name}: error: cannot use{where} ({reason}): {ELSEWHERE}\n")
+        return STATUS_MISTAKE
     finally:
         warnings.showwarning = showwarning
 

@@ -1,9 +1,11 @@
 """What a run leaves on disk beside its checkpoints: options, events and results as JSON."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -11,20 +13,46 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from data.files import (
+    RESTORE,
+    WRITE_ELSEWHERE,
     JsonObject,
+    Schema,
     append_json_line,
+    check_fields,
+    has_type,
     read_json,
     remove_left_overs,
+    take_lock,
     write_file,
 )
+from data.metrics import METRICS
 
+LOCK = ".lock"
 SAVED = ("last.pt", "best.pt", "results.json")
 BEFORE_BEGINNING = (
     *("config.json", "manifest.tsv", "metrics.jsonl", "inputs"),
     *("initial.pt", "rewind.pt", "teacher.pt", "stage-*.pt"),
 )
 """What a run writes before its first event."""
+
+CONFIG: Schema = {"options": "dict of any"}
+"""What is read of a config.json to go on with a run, or to take over stages of it."""
+
+_RATE: Schema = {
+    "rate": "number",
+    "substitutions": "id",
+    "deletions": "id",
+    "insertions": "id",
+    "ci95": "pair of number or null",
+}
+RESULTS: Schema = {
+    "split": "str",
+    "sparsity": {"target": "number", "in_scope": "number", "whole_model": "number"},
+}
+"""What is read of a results.json to say how a run ended, beside one rate at least."""
 
 PACKAGES = ("parp", "torch", "numpy", "sentencepiece", "tqdm")
 
@@ -56,6 +84,42 @@ def locate_run(out: str | None, resume: str | None, name: str = "run") -> tuple[
     return folder, None
 
 
+@contextmanager
+def hold_run_folder(out: Path) -> Iterator[None]:
+    """Make a run folder where there is none, and keep other processes from writing to it.
+
+    A folder that the block has left empty, and that was not there before, is gone at the end.
+
+    Raises:
+        ValueError: If another process holds the folder, or it can't be written to.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give another --out")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    lock = out / LOCK
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = lock.open("ab")
+    except OSError as error:
+        raise ValueError(
+            f"cannot write in {out} ({error.strerror or error}): {WRITE_ELSEWHERE}"
+        ) from None
+
+    problem = f"another process is training in {out}"
+    with file:
+        take_lock(file, problem)
+        if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+            raise ValueError(f"{problem}: wait until it ends")  # it has just removed this lock
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                lock.unlink()
+            for folder in made:
+                with suppress(OSError):  # there is something in it now
+                    folder.rmdir()
+
+
 def open_run_folder(
     out: Path,
     options: Mapping[str, Any],
@@ -75,12 +139,7 @@ def open_run_folder(
             begun with.
     """
     config = out / "config.json"
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise ValueError(f"{out} is a file: give another --out")
-
-    if not any(not path.name.startswith(".") for path in out.iterdir()):
+    if not out.exists() or not any(not path.name.startswith(".") for path in out.iterdir()):
         return
     if not resuming:
         raise ValueError(
@@ -91,11 +150,36 @@ def open_run_folder(
         raise ValueError(f"{out} has no config.json, so it holds no run: give the run's own folder")
     if not any((out / name).exists() for name in SAVED):
         return  # it has saved nothing, so it may begin anew, otherwise too
-    before = as_now(read_json(config).get("options", {}))
+    before = as_now(read_config(config)["options"])
     differing = [name for name in options if before.get(name) != options[name]]
     if differing:
         shown = ", ".join(f"{name} was {before.get(name)!r}" for name in differing)
         raise ValueError(f"the run in {out} was begun with other options ({shown}): repeat those")
+
+
+def read_config(path: Path, remedy: str = RESTORE) -> JsonObject:
+    """Read the config.json of a run.
+
+    Raises:
+        ValueError: If it can't be read or lacks what :data:`CONFIG` names.
+    """
+    content = read_json(path, remedy)
+    check_fields(content, CONFIG, path, remedy)
+    return content
+
+
+def read_results(path: Path, remedy: str = RESTORE) -> JsonObject:
+    """Read the results.json of a finished run.
+
+    Raises:
+        ValueError: If it can't be read, or lacks what :data:`RESULTS` names or a rate.
+    """
+    content = read_json(path, remedy)
+    rates = {name: _RATE for name in METRICS if name in content}
+    check_fields(content, {**RESULTS, **rates}, path, remedy)
+    if not rates:
+        raise ValueError(f"{path}: {' or '.join(METRICS)} is missing: {remedy}")
+    return content
 
 
 @contextmanager
@@ -105,15 +189,11 @@ def leave_nothing_unbegun(out: Path) -> Iterator[None]:
     A run has begun when it has logged an event or saved a checkpoint: then there is something to
     lose, and to go on with. Before, the folder would only stand in the way of the next command.
     """
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         yield
     except BaseException:
         if not _has_begun(out):
             _remove_files_of_run(out)
-            for folder in made:
-                with suppress(OSError):  # someone else has put something there
-                    folder.rmdir()
         raise
 
 
@@ -164,7 +244,7 @@ class EventLog:
 
     Args:
         path: The file; events after the point that the run goes on from, which an interrupted run
-            left, are dropped.
+            left, are dropped. So is what is no whole event, with a line on stderr.
         at: Stage and step of it that the run goes on from.
         writes: Whether this process is the one that writes.
     """
@@ -173,16 +253,40 @@ class EventLog:
         self._path = path if writes else None
         if not writes:
             return
-        kept = []
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                event = json.loads(line) if line.endswith("\n") else None
-                if event and (event["stage"], event["step"]) <= at:
-                    kept.append(line)
-        write_file(path, "".join(kept).encode())
+        events, damaged = _read_events(path)
+        kept = [line for stage, step, line in events if (stage, step) <= at]
+        if damaged:
+            last = f"step {events[-1][1]}" if events else "none"
+            tqdm.write(
+                f"{path}: left out {damaged} damaged lines; the last whole event is of {last}",
+                file=sys.stderr,
+            )
+        write_file(path, b"".join(kept))
 
     def write(self, event: str, stage: int, step: int, values: Mapping[str, Any]) -> None:
         """Append one event."""
         if self._path is not None:
             line = {"event": event, "stage": stage, "step": step, **values}
             append_json_line(self._path, line)
+
+
+def _read_events(path: Path) -> tuple[list[tuple[int, int, bytes]], int]:
+    """Return stage, step and line of every whole event, and the number of other lines.
+
+    A process that was killed leaves half a line, a machine without power zeros in place of lines.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror or error}): {RESTORE}") from None
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line) if line.endswith(b"\n") else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and has_type(
+            [event.get("stage"), event.get("step")], "list of id"
+        ):
+            events.append((event["stage"], event["step"], line))
+    return events, len(lines) - len(events)

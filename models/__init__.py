@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from data.files import has_type, shown
 from models import hubert, wav2vec2, whisper
 from models.facts import DecodingFacts
 from models.family import Family, Preset, SpeechModel
-from models.fields import has_type, shown
 from models.spec_augment import SpecAugment
 from models.training.tasks import Task, check_precision
 

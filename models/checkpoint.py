@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.files import pack_bits, unpack_bits, write_file
+from data.files import has_type, pack_bits, read_archive, shown, unpack_bits, write_file
 from models import read_config
-from models.archive import describe_content, read_archive
+from models.archive import describe_content
 from models.facts import DecodingFacts, FrontEndFacts, RunFacts, read_facts
 from models.family import SpeechModel
-from models.fields import has_type, shown
 from models.packed import PackedSize, is_packed, read_packed, write_packed
 from models.tokenizers import Tokenizer, build_tokenizer
-from models.weights import build_with_weights
+from models.weights import build_with_weights, refuse_not_finite
 
 FORMAT = "parp-checkpoint"
 VERSION = 1
@@ -192,6 +191,7 @@ def build_checkpoint(
             run=read_facts(content["run"]),
             **{name: content[name] for name in ("frontend", "decoding", "training")},
         )
+        refuse_not_finite(model.state_dict())
         problem = _mismatch(checkpoint)
         if problem:
             raise ValueError(problem)
@@ -264,7 +264,7 @@ def is_checkpoint_file(path: str | os.PathLike[str]) -> bool:
     if is_packed(Path(path)):
         return True
     try:
-        return is_checkpoint(read_archive(Path(path)))
+        return is_checkpoint(read_archive(Path(path), "a checkpoint", "give one of ours"))
     except ValueError:
         return False
 
@@ -295,8 +295,3 @@ def _check_parts(content: dict[str, Any]) -> None:
     for part in ("config", "weights", "run"):
         if not all(isinstance(name, str) for name in content[part]):
             raise ValueError(f"its {part} has a name that is no text")
-
-    for name, mask in content["masks"].items():
-        parts = (mask.get("bits"), mask.get("shape")) if isinstance(mask, dict) else (None, None)
-        if not isinstance(parts[0], Tensor) or not has_type(parts[1], "list of id"):
-            raise ValueError(f"its mask {shown(name)} is not bits and a shape")

@@ -150,7 +150,14 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Set the states that :func:`random_state` returned."""
-    torch.set_rng_state(state["rng"].cpu())
-    if state["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+    """Set the states that :func:`random_state` returned.
+
+    Raises:
+        ValueError: If they are none, as a damaged file may have it.
+    """
+    try:
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+    except (KeyError, AttributeError, TypeError, RuntimeError):
+        raise ValueError("the state of the random numbers is damaged") from None

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
-from models.fields import has_type, shown
+from data.files import has_type, shown
 
 
 class FrontEndFacts(TypedDict, total=False):

@@ -1,9 +1,6 @@
-"""Values that other programs wrote, or that a file may hold damaged, each held against a type.
+"""Settings in other programs' JSON files, each held against a type.
 
-A type is written as in ``"list of id or null"``: ``bool``, ``int``, ``id`` (0 and up), ``size`` (1
-and up), ``number`` (finite), ``share`` (0 to 1), ``str``, ``any``, ``list of`` and ``dict of`` one
-of these, ``null``, and any of them joined by ``or``. Keys of a dict are strings, integers fit 31
-bits, and true is no number.
+Types are written as :func:`data.files.has_type` reads them.
 """
 
 from collections.abc import Mapping
@@ -11,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.files import JsonObject, read_json
+from data.files import JsonObject, has_type, read_json, shown
 
-_LARGEST_INT = 2**31 - 1
-_LARGEST_NUMBER = 1e300
-_LONGEST_SHOWN = 60
+__all__ = ["Field", "JsonFile", "has_type", "shown", "take_fields", "take_table"]
 
 
 @dataclass(frozen=True)
@@ -84,32 +79,3 @@ def take_table(file: JsonFile, wanted: str) -> JsonObject:
         if not has_type(value, wanted):
             raise file.error(shown(name), wanted)
     return dict(file.content)
-
-
-def shown(value: object) -> str:
-    """Return ``value`` for a message: in one line, cut where it is long."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge number"
-    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
-
-
-def has_type(value: object, wanted: str) -> bool:
-    """Return whether ``value`` is of the type that ``wanted`` describes."""
-    return any(_is(value, kind) for kind in wanted.split(" or "))
-
-
-def _is(value: object, kind: str) -> bool:
-    if kind.startswith("list of "):
-        return isinstance(value, list) and all(_is(item, kind[8:]) for item in value)
-    if kind.startswith("dict of "):
-        return isinstance(value, dict) and all(
-            isinstance(key, str) and _is(item, kind[8:]) for key, item in value.items()
-        )
-    if kind in _LEAST:
-        return type(value) is int and _LEAST[kind] <= value <= _LARGEST_INT
-    if kind in ("number", "share"):
-        low, high = (0, 1) if kind == "share" else (-_LARGEST_NUMBER, _LARGEST_NUMBER)
-        return type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
-    return kind == "any" or type(value) is {"bool": bool, "str": str, "null": type(None)}[kind]
-
-
-_LEAST = {"int": -_LARGEST_INT - 1, "id": 0, "size": 1}

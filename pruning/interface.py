@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Protocol, TypedDict, get_type_hints
 import torch
 from torch import Tensor
 
-from data.files import JsonObject
+from data.files import JsonObject, shown
 from pruning.masks import apply_masks, check_pattern, count_zeros, magnitude_masks
 from pruning.projection import PROJECTIONS, project
 from pruning.scores import SCORES, fisher_scores, lamp_scores
@@ -461,6 +461,29 @@ class Schedule:
         self.num_steps = state["num_steps"]
         self.first_masks = on_devices(state["first_masks"])
         self.masks = on_devices(state["masks"])
+
+
+def check_fit(tensors: object, params: Params, what: str, dtype: torch.dtype | None = None) -> None:
+    """Check that what a file holds are tensors that fit the parameters of their names.
+
+    Args:
+        tensors: Out of a file.
+        params: In-scope parameters by native name.
+        what: What a message calls the tensors.
+        dtype: Of the tensors; by default each has that of its parameter.
+
+    Raises:
+        ValueError: If one does not; names it.
+    """
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{what} is {shown(tensors)}, expected tensors by name")
+    for name, tensor in tensors.items():
+        if name not in params or not isinstance(tensor, Tensor):
+            raise ValueError(f"{what} has {shown(name)}, which is no tensor of this model")
+        wanted = dtype or params[name].dtype, params[name].shape
+        if (tensor.dtype, tensor.shape) != wanted:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise ValueError(f"{what}: {name} is {found}, expected {wanted[0]} {tuple(wanted[1])}")
 
 
 @torch.no_grad()

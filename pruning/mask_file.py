@@ -3,19 +3,35 @@
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.files import pack_bits, unpack_bits, write_file
+from data.files import (
+    Schema,
+    check_fields,
+    pack_bits,
+    read_archive,
+    shown,
+    unpack_bits,
+    write_file,
+)
 
 FORMAT = "parp-masks"
 VERSION = 1
 REQUIRED_METADATA = ("model", "scope", "sparsity", "source_run", "weights_hash")
+AGAIN = "make it again"
+
+_CONTENT: Schema = {
+    "metadata": {
+        name: "number" if name == "sparsity" else "str or null" for name in REQUIRED_METADATA
+    },
+    "masks": "dict of any",
+}
 
 
 @dataclass(frozen=True)
@@ -69,23 +85,21 @@ def load_masks(path: str | os.PathLike[str]) -> MaskFile:
     Raises:
         ValueError: If the file is missing, damaged, no mask file, or of another version.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"cannot read mask file {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
-        raise ValueError(f"{path} is no mask file, or is cut short: give a masks.pt") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    path = Path(path)
+    content = read_archive(path, "a mask file", "give a masks.pt")
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, str) or found != FORMAT:
         raise ValueError(f"{path} is no mask file: its format is not {FORMAT!r}; give a masks.pt")
     if content.get("version") != VERSION:
         raise ValueError(
-            f"{path} is a mask file of version {content.get('version')}, this program reads "
+            f"{path} is a mask file of version {shown(content.get('version'))}, this program reads "
             f"{VERSION}: use the program that wrote it"
         )
+    check_fields(content, _CONTENT, path, AGAIN)
     try:
         masks = {name: unpack_bits(packed, name) for name, packed in content["masks"].items()}
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): make it again") from None
+        raise ValueError(f"{path} is damaged ({error}): {AGAIN}") from None
     return MaskFile(masks, content["metadata"])
 
 

@@ -73,14 +73,14 @@ def test_save_masks_that_fails_leaves_the_old_file(
 
 
 def test_load_masks_of_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot read mask file .*none.pt: No such file"):
+    with pytest.raises(ValueError, match="none.pt can't be read as a mask file .No such file"):
         load_masks(tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a mask file", b"PK\x03\x04 cut"])
 def test_load_masks_of_foreign_bytes_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "masks.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="is no mask file"):
+    with pytest.raises(ValueError, match="can't be read as a mask file"):
         load_masks(tmp_path / "masks.pt")
 
 
@@ -88,7 +88,7 @@ def test_load_masks_of_truncated_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "masks.pt"
     save_masks(path, some_masks(), METADATA)
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="is no mask file, or is cut short"):
+    with pytest.raises(ValueError, match="can't be read as a mask file"):
         load_masks(path)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from data.files import read_json
 from models import FAMILIES, PRESETS, add_preset
-from models.archive import describe_content, read_archive
+from models.archive import describe_content, read_with_headers
 from models.checkpoint import Checkpoint, build_checkpoint, checkpoint_file, is_checkpoint
 from models.convert.export import to_hf
 from models.convert.hf import from_hf, load_hf
@@ -19,7 +19,6 @@ from models.convert.hub import HUB_ID, download, find_weights
 from models.facts import RunFacts
 from models.initial import fit_architecture, random_checkpoint
 from models.packed import is_packed, read_packed
-from models.weights import refuse_not_finite
 
 WRONG_FILE = "it is damaged, or neither a checkpoint of ours nor weights of a known format"
 
@@ -56,14 +55,9 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
                     "that it was published with beside it"
                 )
             return load_hf(path.parent, path)
-        if packed:
-            content = read_packed(path)
-        else:
-            content = read_archive(path, headers=True, remedy=WRONG_FILE)
+        content = read_packed(path) if packed else read_with_headers(path, WRONG_FILE)
         if is_checkpoint(content):
-            checkpoint = build_checkpoint(content, path)
-            refuse_not_finite(checkpoint.model.state_dict())
-            return checkpoint
+            return build_checkpoint(content, path)
     elif "model_type" in read_json(path / "config.json", needed=False):
         return load_hf(path)
     return _load_foreign(path, content)

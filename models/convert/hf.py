@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from data.files import read_archive
 from models import SpeechModel
-from models.archive import read_archive
 from models.checkpoint import Checkpoint
 from models.convert.hf_config import read_hf_config
 from models.facts import RunFacts
@@ -97,7 +97,7 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
         ValueError: If it is missing, damaged, compressed or holds anything else.
     """
     if path.suffix != ".safetensors":
-        content = read_archive(path, remedy="missing, damaged, or not weights")
+        content = read_archive(path, "weights", "missing, damaged, or not weights")
         if not isinstance(content, dict) or not all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
         ):

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from data.files import JsonObject
-from models.fields import has_type, shown
+from data.files import JsonObject, has_type, shown
 from models.tokenizers.byte_bpe import ByteBPETokenizer, hf_tokenizer_json
 from models.tokenizers.subword import SubwordTokenizer
 from models.tokenizers.symbols import SymbolTokenizer

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from data.files import read_json
+from data.files import Schema, check_fields, read_json
 from data.options import option
 from models import FAMILIES
 from models.checkpoint import Checkpoint
@@ -34,6 +34,7 @@ from models.facts import TrainingCost
 from models.training.tasks import Padded, Task, at_least_float32
 
 SELF = "self"
+_COST: Schema = {"fine_tuning_runs": "id", "steps": "id", "training_seconds": "number"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,9 +288,12 @@ def teacher_cost(file: Path, teacher: Checkpoint) -> TrainingCost:
         ValueError: If the results in its folder are damaged.
     """
     results = file.parent / "results.json"
-    cost: TrainingCost | None = read_json(results).get("cost") if results.is_file() else None
-    if cost is not None:
-        return cost
+    if results.is_file():
+        found = read_json(results)
+        if "cost" in found:
+            check_fields(found["cost"], _COST, results, within="cost")
+            cost: TrainingCost = found["cost"]
+            return cost
     steps = teacher.run.step or 0
     return {"fine_tuning_runs": int(steps > 0), "steps": steps, "training_seconds": 0.0}
 

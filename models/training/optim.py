@@ -173,10 +173,45 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state that ``state_dict`` returned."""
-        self._adam.load_state_dict(state["adam"])
-        self._scaler.load_state_dict(state["scaler"])
-        self._skipped = state["skipped"].to(self._skipped.device)
+        """Take over the state that ``state_dict`` returned, out of a file that may be damaged.
+
+        Raises:
+            ValueError: If it does not fit the parameters that are trained.
+        """
+        own = self.state_dict()
+        moments, scaler, skipped = state["adam"].get("state"), state["scaler"], state["skipped"]
+        parameters = [each for group in self._adam.param_groups for each in group["params"]]
+        if not isinstance(moments, dict) or not all(
+            number in range(len(parameters)) and _are_moments(moments[number], parameters[number])
+            for number in moments
+        ):
+            raise ValueError("the optimizer's moments do not fit the parameters")
+        if {name: type(value) for name, value in scaler.items()} != {
+            name: type(value) for name, value in own["scaler"].items()
+        }:
+            raise ValueError("the loss scaling is that of another precision")
+        if not isinstance(skipped, Tensor) or (skipped.dtype, skipped.shape) != (torch.int64, (3,)):
+            raise ValueError("the optimizer's counts of skipped steps are none")
+
+        # Rates and the like follow from the options, which are those that the run began with.
+        groups = own["adam"]["param_groups"]
+        self._adam.load_state_dict({"state": moments, "param_groups": groups})
+        self._scaler.load_state_dict(scaler)
+        self._skipped = skipped.to(self._skipped.device)
+
+
+def _are_moments(state: Any, parameter: Tensor) -> bool:
+    """Return whether ``state`` is what Adam keeps of a parameter."""
+    sizes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    return (
+        isinstance(state, dict)
+        and {
+            name: tensor.shape
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor) and tensor.is_floating_point()
+        }
+        == sizes
+    )
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, hold: float) -> float:

@@ -1,6 +1,5 @@
 """Keep the finished stages of a run, and take over those of another run that are the same."""
 
-import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.files import read_json, write_file
+from data.files import Schema, check_fields, read_archive, write_file
+from data.run_folder import read_config
 from models.training.distill import SELF, DistillOptions
-from pruning.interface import Schedule
+from pruning.interface import Params, Schedule, check_fit
 from pruning.run.options import TrainOptions, as_recorded_now, recorded_options
 from pruning.schedules import SCHEDULES, MethodOptions
 
 FORMAT = "parp-stage"
+ANEW = "begin the run anew in another folder"
 NEVER_MATTER = {"method", "out", "device", "resume", "reuse", "cache", "log_every", "patience"}
 PRUNING = {field.name for field in fields(MethodOptions)}
 TEACHING = {field.name for field in fields(DistillOptions)}
+_CONTENT: Schema = {"weights": "dict of any", "steps": "id", "seconds": "number"}
 
 
 @dataclass(frozen=True)
@@ -47,39 +49,48 @@ def save_stage(folder: Path, name: str, stage: Stage) -> None:
     write_file(path, lambda file: torch.save(content | {"weights": weights}, file))
 
 
-def load_stage(folder: Path, name: str) -> Stage:
+def load_stage(folder: Path, name: str, params: Params | None = None) -> Stage:
     """Read a stage; nothing in the file is executed.
 
+    Args:
+        folder: The run.
+        name: Name of the stage.
+        params: In-scope parameters, which its weights have to fit.
+
     Raises:
-        ValueError: If there is none, or it is damaged.
+        ValueError: If there is none, it is damaged, or its weights do not fit.
     """
     path = _stage_path(folder, name)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"cannot read stage file {path} ({type(error).__name__}): begin the run anew in "
-            "another folder"
-        ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no stage file of this program: begin the run anew")
+    content = read_archive(path, "a stage of a run", ANEW)
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, str) or found != FORMAT:
+        raise ValueError(f"{path} is no stage file of this program: {ANEW}")
+    check_fields(content, _CONTENT, path, ANEW)
+    if params is not None:
+        check_fit(content["weights"], params, f"{path}: weights")
+        if missing := params.keys() - content["weights"].keys():
+            raise ValueError(f"{path} lacks the weights of {min(missing)}: {ANEW}")
     return Stage(content["weights"], content["steps"], content["seconds"])
 
 
-def finished_stage(folder: Path, schedule: Schedule, options: TrainOptions) -> Stage | None:
+def finished_stage(
+    folder: Path, schedule: Schedule, options: TrainOptions, params: Params
+) -> Stage | None:
     """Return the stage under way if the run has finished it, or the run given as ``reuse`` has.
 
     Args:
         folder: The run.
         schedule: Its method.
         options: All its options.
+        params: In-scope parameters, which its weights have to fit.
 
     Raises:
-        ValueError: If the other run has such a stage, but would have trained it otherwise.
+        ValueError: If the other run has such a stage, but would have trained it otherwise, or a
+            file of it is damaged.
     """
     name = schedule.stage_name
     if _stage_path(folder, name).is_file():
-        return load_stage(folder, name)
+        return load_stage(folder, name, params)
     if options.reuse is None:
         return None
 
@@ -89,15 +100,17 @@ def finished_stage(folder: Path, schedule: Schedule, options: TrainOptions) -> S
         raise ValueError(f"{other} has no config.json: {remedy}")
     if not _stage_path(other, name).is_file():
         return None
-    begun = as_recorded_now(read_json(other / "config.json", remedy)["options"])
+    config = read_config(other / "config.json", remedy)
+    begun = as_recorded_now(config["options"])
     _check_reusable(other, schedule, recorded_options(options), begun)
 
+    stage = load_stage(other, name, params)  # before anything of it is taken over
     if options.rewind_step:
         _copy(other / "rewind.pt", folder / "rewind.pt")
     if options.teacher == SELF and _is_dense(schedule):
         _copy(_dense_model(other, begun, schedule), folder / "teacher.pt")
     _copy(_stage_path(other, name), _stage_path(folder, name))
-    return load_stage(folder, name)
+    return stage
 
 
 def _copy(source: Path, path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from data.batching import BatchSampler
 from data.checks import check_lengths
 from data.corpus import TrainingData
+from data.files import Schema, check_fields, shown
 from data.inputs import batch_sampler
 from data.run_folder import EventLog
 from data.targets import keep_usable, target_text
@@ -30,12 +31,26 @@ from models.training.distill import Distillation
 from models.training.optim import Optimizer, build_optimizer
 from models.training.recipes import recipe_of
 from models.training.tasks import Task
-from pruning.interface import Schedule, Snapshot, copy_weights
+from pruning.interface import Params, Schedule, Snapshot, check_fit, copy_weights
 from pruning.mask_file import MaskFile, check_masks, load_masks_for, save_masks
 from pruning.run.options import TrainOptions
 from pruning.run.plan import Plan, initial_checkpoint
 from pruning.scope import select_parameters
 
+DAMAGED = "put an undamaged one there, or begin anew in another folder"
+_TRAINING: Schema = {
+    "steps": "id",
+    "step": "id",
+    "seconds": "number",
+    "optimizer": {"adam": "dict of any", "scaler": "dict of any", "skipped": "any"},
+    "schedule": {"stage": "id", "num_steps": "id", "first_masks": "any", "masks": "any"},
+    "sampler": {"epoch": "id", "position": "id"},
+    "adjusted": "any",
+    "best": "any",
+    "rng": "any",
+    "cuda_rng": "any",
+}
+"""What a last.pt holds to go on with; see ``save``."""
 MASK_METADATA = ("model", "scope", "sparsity", "target", "method", "seed", "step", "weights_hash")
 
 
@@ -80,10 +95,8 @@ def build_run(plan: Plan) -> Run:
     """
     torch.manual_seed(plan.options.seed)
     checkpoint = load_checkpoint(plan.last) if plan.last else initial_checkpoint(plan)
-    training = checkpoint.training
-    if plan.last and "schedule" not in (training or {}):
-        raise ValueError(f"{plan.last} holds no training state: resume from a last.pt")
-
+    if plan.last:
+        _check_resumable(checkpoint, plan.last)
     model = checkpoint.model.to(plan.device)
     set_frozen(model, checkpoint.run.freeze or "none")
     recipe = plan.recipe
@@ -101,12 +114,15 @@ def build_run(plan: Plan) -> Run:
     pattern = checkpoint.run.scope_pattern
     assert pattern is not None, "every run has a scope"
     options, out, dev = plan.options, plan.out, plan.data.dev.utterances
+    params = select_parameters(dict(model.named_parameters()), pattern)
+    if plan.last:
+        _check_training(checkpoint.training, params, plan.schedule, plan.last)
     return Run(
         options=options,
         out=out,
         checkpoint=checkpoint,
         task=task,
-        params=select_parameters(dict(model.named_parameters()), pattern),
+        params=params,
         schedule=plan.schedule,
         sampler=sampler,
         train=train,
@@ -118,6 +134,32 @@ def build_run(plan: Plan) -> Run:
         eval_every=options.eval_every or steps_per_epoch,
         full_steps=steps,
     )
+
+
+def _check_resumable(checkpoint: Checkpoint, path: Path) -> None:
+    """Raise where a file is none of a run to go on with."""
+    if "schedule" not in (checkpoint.training or {}):
+        raise ValueError(f"{path} holds no training state: resume from a last.pt")
+    facts = {name: getattr(checkpoint.run, name) for name in ("scope", "scope_pattern")}
+    missing = [name for name, value in facts.items() if value is None]
+    if checkpoint.tokenizer is None or missing:
+        raise ValueError(f"{path} lacks {(*missing, 'tokenizer')[0]}: {DAMAGED}")
+
+
+def _check_training(training: Any, params: Params, schedule: Schedule, path: Path) -> None:
+    """Raise where the state to go on from does not fit the run; the optimizer checks its own."""
+    check_fields(training, _TRAINING, path, DAMAGED, "training")
+    state = training["schedule"]
+    try:
+        if state["stage"] >= len(schedule.stages):
+            raise ValueError(f"stage {state['stage']} is none of {', '.join(schedule.stages)}")
+        if type(training["best"]) is not float or training["best"] < 0:
+            raise ValueError(f"best is {shown(training['best'])}, expected an error rate")
+        check_fit(training["adjusted"], params, "adjusted")
+        for kind in ("first_masks", "masks"):
+            check_fit(state[kind], params, kind, torch.bool)
+    except ValueError as error:
+        raise ValueError(f"{path}: training: {error}: {DAMAGED}") from None
 
 
 def _usable_targets(
@@ -183,8 +225,11 @@ def restore(run: Run) -> None:
         setattr(run, key, training[key])
 
     build_stage_optimizer(run)
-    run.optimizer.load_state_dict(training["optimizer"])
-    set_random_state(training)
+    try:
+        run.optimizer.load_state_dict(training["optimizer"])
+        set_random_state(training)
+    except ValueError as error:
+        raise ValueError(f"{run.out / 'last.pt'}: training: {error}: {DAMAGED}") from None
     run.world.seed(run.options.seed + run.step)
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.files import read_json, remove_left_overs, take_lock, write_json
-from data.metrics import deciding_metric
+from data.files import Schema, check_fields, read_json, remove_left_overs, take_lock, write_json
+from data.metrics import METRICS, deciding_metric
 from data.options import OptionParser, command, interrupts, run_program
 from pruning.report.records import Record, load_records, write_csv
 from pruning.run.progress import describe_seconds
@@ -167,14 +167,12 @@ class Sweep:
         """Return the name of a finished run's error rate, and its value on dev and test."""
         record = self.config.records.get(run.name)
         path = self.config.out / run.name / "results.json"
-        try:
-            results = record["results"] if record else read_json(path)
-            name = deciding_metric(results) or ""
-            return name.upper(), results["dev"][name]["rate"], results[name]["rate"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{path} is damaged: delete the folder, and the run is repeated"
-            ) from None
+        remedy = "delete the folder, and the run is repeated"
+        results = record["results"] if record else read_json(path, remedy)
+        name = deciding_metric(results) or next(iter(METRICS))
+        rate: Schema = {name: {"rate": "number"}}
+        check_fields(results, {"dev": rate, **rate}, path, remedy)
+        return name.upper(), results["dev"][name]["rate"], results[name]["rate"]
 
     def records(self, plan: Sequence[PlannedRun]) -> list[Record]:
         """Return the records of finished runs; one of a report wins over a run made again."""
@@ -210,7 +208,8 @@ def hold(out: Path, train: Mapping[str, Any]) -> Iterator[None]:
         remove_left_overs(out)
         options = out / ".sweep.json"
         if options.is_file() and any(out.glob("*/config.json")):
-            before = read_json(options)
+            remedy = "delete it, if [train] is what the runs there were begun with"
+            before = read_json(options, remedy)
             keys = [key for key in {**before, **train} if before.get(key) != train.get(key)]
             if keys:
                 shown = ", ".join(f"{key} was {before.get(key)!r}" for key in keys)
