@@ -57,9 +57,12 @@ per = {"rate": rate, **counts, "ci95": [rate, rate]}
 results = {key: options[key] for key in ("model", "method", "target", "seed", "steps")}
 results["sparsity"] = {k: options["sparsity"] for k in ("target", "in_scope", "whole_model")}
 results |= {"per": per, "dev": {"per": per}, "protocol": "fake", "pruning": {}}
-results |= {"cost": {"fine_tuning_runs": 1, "steps": 1}, "tensors": {}, "bytes": {}}
+results |= {"cost": {"fine_tuning_runs": 1, "steps": 1, "training_seconds": 1.0}, "tensors": {}}
+results |= {"bytes": {kind: 1 for kind in ("dense", "bitmask", "zip")}}
+results |= {"wall_seconds": 1.0, "real_time_factor": 1.0}
 (out / "metrics.jsonl").write_text("")
-(out / "test.jsonl").write_text("")
+line = {"utt_id": "u1", "speaker": "s1", "operations": "=========S"}
+(out / "test.jsonl").write_text(json.dumps(line) + "\\n")
 (out / "results.json").write_text(json.dumps(results))
 """
 
