@@ -475,7 +475,7 @@ def test_damaged_masks_leave_the_report_before(
     (tmp_path / "out" / "results.md").write_text("old")
     (folders[0] / "masks.pt").write_bytes(b"damaged")
     line = _refused(capsys, tmp_path / "runs", "--out", tmp_path / "out", "--no-plots")
-    assert "masks.pt is no mask file" in line
+    assert "masks.pt can't be read as a mask file" in line
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.md"]
     assert (tmp_path / "out" / "results.md").read_text() == "old"
 
