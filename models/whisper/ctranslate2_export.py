@@ -162,8 +162,11 @@ def _tokens(tokenizer: ByteBPETokenizer) -> list[str]:
 
 
 _LOAD_WITH = """\
+import numpy as np
 from faster_whisper import WhisperModel
 
+# 30 s of audio as in training: of a shorter one faster-whisper pads the log-mel instead, with zeros.
+waveform = np.pad(waveform, (0, max(0, 480_000 - len(waveform))))
 segments, info = WhisperModel("FOLDER").transcribe(waveform, beam_size=1, language="en")
 print("".join(segment.text for segment in segments))
 """
