@@ -165,7 +165,7 @@ _LOAD_WITH = """\
 import numpy as np
 from faster_whisper import WhisperModel
 
-# 30 s of audio as in training: of a shorter one faster-whisper pads the log-mel instead, with zeros.
+# 30 s of audio as in training: of less, faster-whisper pads the log-mel instead, with zeros.
 waveform = np.pad(waveform, (0, max(0, 480_000 - len(waveform))))
 segments, info = WhisperModel("FOLDER").transcribe(waveform, beam_size=1, language="en")
 print("".join(segment.text for segment in segments))
