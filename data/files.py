@@ -44,6 +44,8 @@ _LARGEST_NUMBER = 1e300
 _LONGEST_SHOWN = 60
 _LEAST = {"int": -_LARGEST_INT - 1, "id": 0, "size": 1}
 _SHAPE = "list of id"
+_LARGEST_TOML = 100_000  # bytes; the parser takes up to a second for them
+_MOST_DOTS_CUBED = 10**9  # the parser takes the cube of a key's dots, and 0.1 s for these
 _MOST_SHARED = 4
 """Tied weights are one storage under two names; more than that is no model."""
 
@@ -325,8 +327,12 @@ def read_toml(path: str | Path, remedy: str) -> JsonObject:
     except ModuleNotFoundError:
         raise ValueError(f'TOML files need {name}: pip install -e ".[toml]"') from None
     try:
-        with open(path, "rb") as file:
-            return dict(toml.load(file))
+        content = Path(path).read_bytes().decode()
+        if len(content) > _LARGEST_TOML:
+            raise ValueError(f"it has more than {_LARGEST_TOML} characters, as no config of ours")
+        if sum(line.count(".") ** 3 for line in content.splitlines()) > _MOST_DOTS_CUBED:
+            raise ValueError("it has lines of thousands of dots")
+        return dict(toml.loads(content))
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror or error}): {remedy}") from None
     except (ValueError, RecursionError) as error:  # wrong TOML and wrong UTF-8

@@ -18,6 +18,9 @@ from tqdm import tqdm
 from data.batching import BatchSampler
 from data.files import (
     IDLE_SECONDS,
+    JsonObject,
+    Schema,
+    check_fields,
     check_room,
     read_json,
     remove_left_overs,
@@ -31,8 +34,10 @@ from data.phones import PHONE_SETS
 from data.synthetic import ensure_demo_corpus
 from data.utterance import Utterance
 
+_ENTRY: Schema = {"dtype": "str", "shapes": "list of list of id", "crc32": "number"}
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DEMO_FOLDER = Path("data/demo")  # in the current folder, as data/TIMIT is
-FORMAT = 2  # raise it when the same utterance and frontend would give another file
+FORMAT = 3  # raise it when the same utterance and frontend would give another file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +223,7 @@ def _map_inputs(
     described = json.dumps([FORMAT, dict(about), files], sort_keys=True)
     key = hashlib.sha256(described.encode()).hexdigest()[:24]
     index, data = folder / f"{key}.json", folder / f"{key}.bin"
-    inputs, problem = _read_cache(index, data)
+    inputs, problem = _read_cache(index, data, len(utterances))
     if inputs is None:
         ends = _compute_ends(utterances, compute)
         needed = _estimate_bytes(utterances, ends)
@@ -229,7 +234,7 @@ def _map_inputs(
             for i, utterance in enumerate(tqdm(utterances, "read", disable=None))
         )
         _write_cache(index, data, all_inputs)
-        inputs, problem = _read_cache(index, data)
+        inputs, problem = _read_cache(index, data, len(utterances))
     if inputs is None:
         raise ValueError(f"cannot keep inputs in {folder} ({problem}): give another --cache")
     return inputs
@@ -244,24 +249,36 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_cache(index: Path, data: Path) -> tuple[list[Tensor] | None, str]:
-    """Return the inputs, or None and why they can't be used."""
+def _read_cache(index: Path, data: Path, count: int) -> tuple[list[Tensor] | None, str]:
+    """Return ``count`` inputs, or None and why they can't be used."""
     if not index.is_file() or not data.is_file():
         return None, f"no cache for these recordings and weights in {index.parent}"
     try:
         entry = read_json(index)
-        dtype = getattr(torch, entry["dtype"])
-        sizes = [math.prod(shape) for shape in entry["shapes"]]
-        numel = sum(sizes)
-        if data.stat().st_size != numel * dtype.itemsize:
+        check_fields(entry, _ENTRY, index)
+    except ValueError:
+        return None, f"the cache {index} is damaged"
+    dtype, shapes = _DTYPES.get(entry["dtype"]), entry["shapes"]
+    if dtype is None or len(shapes) != count:
+        return None, f"the cache {index} is damaged"
+
+    sizes = [math.prod(shape) for shape in shapes]
+    try:
+        if not sum(sizes) or data.stat().st_size != sum(sizes) * dtype.itemsize:
             return None, f"the cache {data} is cut short"
-        flat = torch.from_file(str(data), shared=False, size=numel, dtype=dtype)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        return None, f"the cache {data} is broken ({type(error).__name__})"
-    if zlib.crc32(flat.view(torch.uint8).numpy().data) != entry["crc32"]:
+        flat = torch.from_file(str(data), shared=False, size=sum(sizes), dtype=dtype)
+    except (OSError, RuntimeError):
+        return None, f"the cache {data} can't be read"
+    checksum = zlib.crc32(flat.view(torch.uint8).numpy().data)
+    if _with_entry(checksum, entry) != entry["crc32"]:
         return None, f"the cache {data} has another checksum than when it was written"
-    pairs = zip(flat.split(sizes), entry["shapes"], strict=True)
+    pairs = zip(flat.split(sizes), shapes, strict=True)
     return [part.view(shape) for part, shape in pairs], ""
+
+
+def _with_entry(checksum: int, entry: JsonObject) -> int:
+    """Return the checksum of values and of what they are cut into."""
+    return zlib.crc32(json.dumps([entry["dtype"], entry["shapes"]]).encode(), checksum)
 
 
 def _write_cache(index: Path, data: Path, inputs: Iterable[Tensor]) -> None:
@@ -280,9 +297,5 @@ def _write_cache(index: Path, data: Path, inputs: Iterable[Tensor]) -> None:
     remove_left_overs(data.parent, idle_seconds=IDLE_SECONDS)
     write_file(data, write, remedy)
 
-    entry = {
-        "dtype": str(last.dtype).removeprefix("torch."),
-        "shapes": shapes,
-        "crc32": crc,
-    }
-    write_json(index, entry, remedy=remedy)
+    entry: JsonObject = {"dtype": str(last.dtype).removeprefix("torch."), "shapes": shapes}
+    write_json(index, entry | {"crc32": _with_entry(crc, entry)}, remedy=remedy)

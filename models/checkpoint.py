@@ -191,6 +191,7 @@ def build_checkpoint(
             run=read_facts(content["run"]),
             **{name: content[name] for name in ("frontend", "decoding", "training")},
         )
+        family.check_pattern(checkpoint.run.scope_pattern)
         refuse_not_finite(model.state_dict())
         problem = _mismatch(checkpoint)
         if problem:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 
 from torch import Tensor, nn
 
-from data.files import JsonObject
+from data.files import JsonObject, shown
 from models.facts import DecodingFacts, FrontEndFacts
 from models.fields import JsonFile
 from models.spec_augment import SpecAugment
@@ -271,6 +271,25 @@ class Family:
     decode_seconds: float
     hugging_face: HuggingFace
     formats: tuple[ForeignFormat, ...] = ()
+
+    def scope_pattern(self, scope: str, biases: bool) -> str:
+        """Return a regular expression of the whole names of the parameters in a scope."""
+        pattern = self.prune_scopes[scope]
+        return pattern if biases else rf"(?!.*\bbias$)(?:{pattern})"
+
+    def check_pattern(self, pattern: str | None) -> None:
+        """Check that a pattern out of a file is one of ours: others may take for ever to match.
+
+        Raises:
+            ValueError: If it is that of no scope.
+        """
+        ours = {
+            self.scope_pattern(s, biases) for s in self.prune_scopes for biases in (True, False)
+        }
+        if pattern is not None and pattern not in ours:
+            raise ValueError(
+                f"run: scope_pattern is {shown(pattern)}, that of no {self.name} scope"
+            )
 
     @property
     def name(self) -> str:

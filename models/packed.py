@@ -8,7 +8,7 @@ A packed file has the layout of safetensors. A tensor NAME of the model stands t
 
 Tensors of a single row (biases, norms) stay in fp32. What else a checkpoint holds stands in the
 metadata as JSON; the tokenizer, which can be large, compressed in ``TOKENIZER``. What resuming a
-run needs is left out.
+run needs is left out. The metadata also holds a checksum of all that, which the first files lacked.
 """
 
 import json
@@ -99,12 +99,23 @@ def write_packed(path: Path, content: Mapping[str, Any], values: str) -> PackedS
         "values": values,
     }
     metadata = {"format": FORMAT, "version": str(VERSION), "checkpoint": json.dumps(about)}
+    metadata["checksum"] = _checksum(metadata["checkpoint"], tensors)
 
     def write(file: BinaryIO) -> None:
         write_tensors(file, tensors, metadata)
 
     write_file(path, write)
     return size
+
+
+def _checksum(about: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of metadata and of names, types, shapes and values of tensors."""
+    total = zlib.crc32(about.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
 
 
 def _mask_worth_its_bits(weight: Tensor, value_bytes: int) -> Tensor | None:
@@ -158,6 +169,8 @@ def read_packed(path: Path) -> JsonObject:
             f"{VERSION}: use the version of the code that wrote it"
         )
     try:
+        if metadata.get("checksum") not in (None, _checksum(metadata["checkpoint"], tensors)):
+            raise ValueError("its checksum is another than when it was written")
         about = json.loads(metadata["checkpoint"])
         if not isinstance(about, dict):
             raise ValueError("its metadata is no object")

@@ -42,7 +42,8 @@ def build_with_weights(
         The model, on the CPU.
 
     Raises:
-        ValueError: If a name is missing or unexpected, or a shape or type differs; lists all.
+        ValueError: If a name is missing or unexpected, or a shape or type differs, which lists all;
+            or if floating types are mixed.
     """
     outline = _outline(model_class, config, len(tensors))
     expected = outline.state_dict()
@@ -61,6 +62,9 @@ def build_with_weights(
     if any(problems.values()):
         listed = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
         raise ValueError(f"weights do not fit the model; {'; '.join(listed)}")
+    types = sorted({str(tensor.dtype) for tensor in tensors.values() if tensor.is_floating_point()})
+    if len(types) > 1:
+        raise ValueError(f"its weights are of {' and '.join(types)}: store all in one type")
 
     model = model_class(config)
     model.load_state_dict({**model.state_dict(), **tensors}, assign=True)

@@ -1,7 +1,7 @@
 """Choose the parameters that may be pruned."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 from torch import Tensor
@@ -49,19 +49,21 @@ def select_parameters(named_parameters: Mapping[str, Tensor], pattern: str) -> d
     return selected
 
 
-def choose_scope(scopes: Mapping[str, str], options: PruneOptions) -> ChosenScope:
+def choose_scope(
+    scopes: Sequence[str], pattern_of: Callable[[str, bool], str], options: PruneOptions
+) -> ChosenScope:
     """Return what ``options`` say of the scope, with the pattern of its parameter names.
 
     Args:
-        scopes: The model's patterns by name of the scope, the default first.
+        scopes: Names of the model's scopes, the default first.
+        pattern_of: Takes a scope and whether biases are in; returns the pattern.
         options: ``scope`` and ``biases``; biases are in unless the pattern is N:M.
 
     Raises:
         ValueError: If the model has no such scope.
     """
-    scope = options.scope or next(iter(scopes))
+    scope = options.scope or scopes[0]
     if scope not in scopes:
         raise ValueError(f"--scope {scope} is not for this model: give {' or '.join(scopes)}")
     biases = options.pattern == "unstructured" if options.biases is None else options.biases
-    pattern = scopes[scope] if biases else rf"(?!.*\bbias$)(?:{scopes[scope]})"
-    return {"scope": scope, "biases": biases, "scope_pattern": pattern}
+    return {"scope": scope, "biases": biases, "scope_pattern": pattern_of(scope, biases)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import build_from_config, build_model
+from models import FAMILIES, build_from_config, build_model, build_task
 from models.checkpoint import FORMAT, VERSION, Checkpoint, load_checkpoint, save_checkpoint
 from models.facts import RunFacts
 from models.tokenizers import SymbolTokenizer
@@ -114,6 +114,38 @@ def test_load_checkpoint_keeps_float64_weights(tmp_path):
     after = load_checkpoint(tmp_path / "a.pt").model
     assert torch.equal(after.head.weight, before.model.head.weight)
     assert after.head.weight.dtype == torch.float64
+
+
+def test_float64_weights_are_computed_with_in_float64():
+    model = small_checkpoint().model.double().eval()
+    waveforms = [torch.randn(900), torch.randn(700)]
+    task = build_task(model, {"blank_id": 0})
+    found = task.outputs(waveforms, [[], []]).logits.values
+    assert found.dtype == torch.float64
+    assert torch.equal(found[0], model.logits(waveforms[0][None].double())[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", ["head.bias", "encoder.layers.0.ffn.fc1.weight"])
+def test_load_checkpoint_refuses_floats_of_several_types(tmp_path, dtype, name):
+    weights = dict(small_checkpoint().model.state_dict())
+    path = saved(tmp_path / "a.pt", weights=weights | {name: weights[name].to(dtype)})
+    with pytest.raises(ValueError, match=r"a.pt is not consistent: .*(float64|instead of)"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("pattern", [r"(\w+\w+)*~", "(.|.)" * 40 + "~", "(", "x" * 10**6, ".*"])
+def test_load_checkpoint_refuses_scope_patterns_that_are_not_ours(tmp_path, pattern):
+    path = saved(tmp_path / "a.pt", run={"scope_pattern": pattern})
+    with pytest.raises(ValueError, match=r"a.pt is not consistent: run: scope_pattern is .* no"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_pattern_takes_every_scope_of_a_family(family, biases):
+    for scope in FAMILIES[family].prune_scopes:
+        FAMILIES[family].check_pattern(FAMILIES[family].scope_pattern(scope, biases))
 
 
 def test_load_checkpoint_leaves_the_random_state_alone(tmp_path):

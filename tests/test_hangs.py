@@ -29,6 +29,9 @@ DEEP: dict[str, tuple[str, Callable[[Path], object]]] = {
     "d.jsonl": ("[" * 100_000, read_json_lines),
     "e.toml": ("a = " + "[" * 100_000, lambda path: read_toml(path, "give another")),
     "f.toml": ("a = " + "{b=" * 9000, lambda path: read_toml(path, "give another")),
+    "g.toml": ("a" + ".a" * 45_000 + " = 1", lambda path: read_toml(path, "give another")),
+    "h.toml": ("a" + ".a" * 5_000 + " = 1", lambda path: read_toml(path, "give another")),
+    "i.toml": ("[[a]]\n" * 100_000, lambda path: read_toml(path, "give another")),
 }
 
 

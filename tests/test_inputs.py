@@ -1,5 +1,6 @@
 """Inputs computed once: frozen features, and the cache on disk."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -183,7 +184,7 @@ def _garble(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "named"),
-    [(_cut, "is cut short"), (_flip, "another checksum"), (_garble, "is broken")],
+    [(_cut, "is cut short"), (_flip, "another checksum"), (_garble, "is damaged")],
     ids=["cut", "flipped", "garbled"],
 )
 def test_damaged_cache_is_computed_anew_with_a_line_that_says_so(
@@ -239,6 +240,53 @@ def test_other_recording_of_equal_name_length_and_time_is_computed_anew(
     assert counter.count == len(utterances)
     expected = _Counter(WAVEFORM)(changed[0])
     assert torch.equal(found[0], expected)
+
+
+INDEX_CHANGES: dict[str, Any] = {
+    "no object": [],
+    "nothing": {},
+    "a type that is none": {"dtype": "nn"},
+    "another type": {"dtype": "float16"},
+    "a type as number": {"dtype": 3},
+    "no shapes": {"shapes": None},
+    "shapes of text": {"shapes": ["a"]},
+    "negative shapes": {"shapes": [[-1]]},
+    "huge shapes": {"shapes": [[10**400]]},
+    "fewer shapes": {"shapes": []},
+    "no checksum": {"crc32": None},
+    "another checksum": {"crc32": 1},
+}
+
+
+@pytest.mark.parametrize("change", INDEX_CHANGES.values(), ids=INDEX_CHANGES)
+def test_damaged_index_of_a_cache_is_made_anew(
+    utterances: list[Utterance],
+    tmp_path: Path,
+    change: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, cache=tmp_path)
+    (index,) = tmp_path.glob("*.json")
+    before = json.loads(index.read_text())
+    index.write_text(json.dumps(before | change if change else change))
+    counter = _Counter(WAVEFORM)
+    found = load_inputs(utterances, counter, WAVEFORM, cache=tmp_path)
+    assert counter.count == len(utterances)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert json.loads(index.read_text()) == before
+    assert f"the cache {tmp_path}" in capsys.readouterr().err
+
+
+def test_cache_whose_shapes_were_exchanged_is_made_anew(
+    utterances: list[Utterance], tmp_path: Path
+) -> None:
+    load_inputs(utterances, _Counter(WAVEFORM), WAVEFORM, cache=tmp_path)
+    (index,) = tmp_path.glob("*.json")
+    entry = json.loads(index.read_text())
+    index.write_text(json.dumps(entry | {"shapes": entry["shapes"][::-1]}))
+    counter = _Counter(WAVEFORM)
+    load_inputs(utterances, counter, WAVEFORM, cache=tmp_path)
+    assert counter.count == len(utterances)
 
 
 def test_recording_that_was_only_touched_is_taken_from_the_cache(

@@ -133,6 +133,12 @@ class _PrecisionMixin:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def _send(self, batch: Tensor) -> Tensor:
+        """Bring inputs to the model; one in float64 takes them in float64."""
+        sent = send(batch, self._device)
+        is_double = next(self.model.parameters()).dtype == torch.float64
+        return sent.double() if is_double else sent
+
     def prepare(self, source: Tensor) -> Tensor:
         """Return ``source``: nothing can be done beforehand."""
         return source
@@ -251,7 +257,7 @@ class CTCTask(_PrecisionMixin):
         if not self.prepares_with():
             return source
         with self._autocast():
-            features: Tensor = self.model.features(source[None].to(self._device))
+            features: Tensor = self.model.features(self._send(source[None]))
         return features[0]
 
     def _logits(
@@ -267,7 +273,7 @@ class CTCTask(_PrecisionMixin):
         with self._autocast():
             if graphed and states is None:  # a captured graph gives logits alone
                 return graphed(inputs, draw), num_frames
-            padded = send(pad_sequence(list(inputs), batch_first=True), self._device)
+            padded = self._send(pad_sequence(list(inputs), batch_first=True))
             score = self.model.logits_from_features if are_features else self.model.logits
             return score(padded, lengths, draw, states), num_frames
 
@@ -336,7 +342,7 @@ class Seq2SeqTask(_PrecisionMixin):
         start = self._start_ids
         # Any id pads: no place looks at what comes later.
         decoder_ids = send(_pad([[*start, *target] for target in targets], 0), self._device)
-        log_mel = send(torch.stack(list(inputs)), self._device)
+        log_mel = self._send(torch.stack(list(inputs)))
         if self.model.training and self.spec_augment:
             log_mel = self.spec_augment(log_mel, draw)
         encoder_states: list[Tensor] = []
@@ -369,7 +375,7 @@ class Seq2SeqTask(_PrecisionMixin):
     @torch.inference_mode()
     def search(self, inputs: Sequence[Tensor], search: Search = GREEDY) -> list[list[int]]:
         """Return new ids, without start ids and end."""
-        log_mel = send(torch.stack(list(inputs)), self._device)
+        log_mel = self._send(torch.stack(list(inputs)))
         with self._autocast():
             return self._generate(log_mel, search.settings())
 

@@ -192,7 +192,7 @@ def initial_checkpoint(plan: Plan) -> Checkpoint:
         **{name: getattr(options, name) for name in as_given},
         method=plan.method,
         sparsity=options.sparsity,
-        **choose_scope(family.prune_scopes, options),
+        **choose_scope(tuple(family.prune_scopes), family.scope_pattern, options),
         init=source,
         freeze=choose_frozen(family, options.freeze, source),
         new_head=tuple(new_head),
