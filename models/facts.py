@@ -76,6 +76,7 @@ class RunFacts:
         biases: Whether biases are in the scope.
         scope_pattern: Regular expression of the whole names of the parameters in scope.
         init: Where the initial weights came from.
+        init_cost: What fine-tuning them had taken; None where they were not fine-tuned.
         freeze: Module that training left as it was, or "none".
         new_head: Names of the parameters of a head that was new.
         weights_hash: Of the initial weights.
@@ -101,6 +102,7 @@ class RunFacts:
     biases: bool | None = None
     scope_pattern: str | None = None
     init: str | None = None
+    init_cost: TrainingCost | None = None
     freeze: str | None = None
     new_head: tuple[str, ...] = ()
     weights_hash: str | None = None
@@ -127,6 +129,7 @@ _TYPES: dict[object, str] = {
     float | None: "number or null",
     tuple[str, ...]: "list of str",
     TeacherFacts | None: "dict of any or null",
+    TrainingCost | None: "dict of number or null",
 }
 
 

@@ -214,6 +214,14 @@ def test_teachers_tell_methods_apart_and_those_of_each_seed_are_one(tmp_path: Pa
     }
 
 
+def test_seeds_that_each_begin_with_weights_of_their_own_are_one_row(tmp_path: Path) -> None:
+    for seed in (1, 12):
+        init = f"runs/dense-seed{seed}/best.pt"
+        write_run(tmp_path / f"run-{seed}", "mpi", seed=seed, init=init)
+    (group,) = build_groups(load_records([tmp_path]))
+    assert [cell.seeds for cell in group.cells] == [[1, 12]]
+
+
 def test_weights_of_a_teacher_are_in_a_label_where_taught_runs_differ_in_them(
     tmp_path: Path,
 ) -> None:

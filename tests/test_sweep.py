@@ -450,6 +450,14 @@ def test_teacher_of_the_same_seed_comes_first(tmp_path: Path) -> None:
     assert [run.needs for run in runs] == [("dense-seed0",), ("dense-seed1",)]
 
 
+def test_initial_weights_of_the_same_seed_come_first(tmp_path: Path) -> None:
+    path = "mpi-0.5-seed{seed}/masks.pt"
+    begun = TRANSFER.replace("init_mask", "init").replace(path, "dense-seed{seed}/best.pt")
+    planned = _plan(tmp_path, GRIDS.replace("[[grid]]", begun + "[[grid]]", 1)).values()
+    runs = [run for run in planned if run.options["method"] == "parp"]
+    assert [run.needs for run in runs] == [("dense-seed0",), ("dense-seed1",)]
+
+
 def test_omp_that_teaches_itself_takes_over_from_a_dense_run_without_a_teacher(
     tmp_path: Path,
 ) -> None:

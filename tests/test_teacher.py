@@ -247,6 +247,28 @@ def test_file_of_a_checkpoint_teaches_and_its_steps_count(
     assert (cost["fine_tuning_runs"], cost["steps"]) == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "runs", "steps"),
+    [("none", 2, 4 + 3), ("the same", 2, 4 + 3), ("another", 3, 4 + 3 + 3)],
+)
+def test_what_fine_tuned_the_initial_weights_counts_once(
+    small_corpus: Path,
+    tmp_path: Path,
+    teachers: dict[str, Path],
+    teacher: str,
+    runs: int,
+    steps: int,
+) -> None:
+    folder, file = teachers["w2v2-demo"], teachers["w2v2-demo"] / "best.pt"
+    paths = {"none": "none", "the same": str(folder), "another": str(tmp_path / "another")}
+    if teacher == "another":
+        assert _run(small_corpus, tmp_path / "another", "--seed", "5", steps=3) == 0
+    flags = ("--init", str(file), "--teacher", paths[teacher])
+    assert _run(small_corpus, tmp_path / "run", *flags) == 0
+    cost = _results(tmp_path / "run")["cost"]
+    assert (cost["fine_tuning_runs"], cost["steps"]) == (runs, steps)
+
+
 def test_teacher_that_has_changed_is_refused_when_a_run_goes_on(
     small_corpus: Path,
     tmp_path: Path,

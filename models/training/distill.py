@@ -278,8 +278,8 @@ def find_teacher(name: str, out: Path) -> Path:
     return file
 
 
-def teacher_cost(file: Path, teacher: Checkpoint) -> TrainingCost:
-    """Return what training a teacher has taken, as its folder or else its checkpoint tells.
+def training_cost(path: Path, checkpoint: Checkpoint) -> TrainingCost:
+    """Return what training a model took, as its run's folder or else its checkpoint tells.
 
     A checkpoint that is not in the folder of a finished run does not tell the seconds, and one with
     converted weights nothing: those count 0.
@@ -287,14 +287,14 @@ def teacher_cost(file: Path, teacher: Checkpoint) -> TrainingCost:
     Raises:
         ValueError: If the results in its folder are damaged.
     """
-    results = file.parent / "results.json"
+    results = (path if path.is_dir() else path.parent) / "results.json"
     if results.is_file():
         found = read_json(results)
         if "cost" in found:
             check_fields(found["cost"], _COST, results, within="cost")
             cost: TrainingCost = found["cost"]
             return cost
-    steps = teacher.run.step or 0
+    steps = checkpoint.run.step or 0
     return {"fine_tuning_runs": int(steps > 0), "steps": steps, "training_seconds": 0.0}
 
 

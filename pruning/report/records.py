@@ -235,16 +235,17 @@ def method_rank(method: str) -> int:
 def telling_options(record: Record) -> JsonObject:
     """Return the options of a run that tell it from others; those it lacks were at their defaults.
 
-    Without a teacher those of teaching do not. In the path of a teacher the run's own seed is
-    ``seed*``, as the seeds of one setting may each have a teacher of theirs.
+    Without a teacher those of teaching do not. In the paths of a teacher and of initial weights the
+    run's own seed is ``seed*``, as the seeds of one setting may each have a model of theirs.
     """
     options = as_recorded_now(record["options"])
     kept = options.keys() - {*CHANGES_NOTHING, *NOT_RECORDED}
     options = {name: options[name] for name in kept}
     if options.get("teacher") is None:
-        return {name: value for name, value in options.items() if name not in TEACHING}
-    seed = record["results"]["seed"]
-    return options | {"teacher": re.sub(rf"seed{seed}(?!\d)", "seed*", options["teacher"])}
+        options = {name: value for name, value in options.items() if name not in TEACHING}
+    own_seed = rf"seed{record['results']['seed']}(?!\d)"
+    models = {name: options[name] for name in ("init", "teacher") if options.get(name)}
+    return options | {name: re.sub(own_seed, "seed*", path) for name, path in models.items()}
 
 
 def default_of(name: str, method: str) -> Any:

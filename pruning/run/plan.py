@@ -22,7 +22,7 @@ from models.device import World, join_world, resolve_device, resolve_precision
 from models.facts import RunFacts
 from models.family import Recipe
 from models.initial import choose_frozen, default_front_end, fit_target, set_regularisation
-from models.training.distill import SELF, find_teacher
+from models.training.distill import SELF, find_teacher, training_cost
 from models.training.recipes import recipe_of
 from pruning.interface import Schedule
 from pruning.mask_file import weights_hash
@@ -175,6 +175,7 @@ def initial_checkpoint(plan: Plan) -> Checkpoint:
     options, data = plan.options, plan.data
     family = family_of(options.model)
     checkpoint, source = load_initial(options.model, options.init)
+    cost = training_cost(Path(source), checkpoint)
     if "audio_ctx" in checkpoint.frontend:
         checkpoint.frontend["audio_ctx"] = data.audio_context(options.audio_ctx)
 
@@ -194,6 +195,7 @@ def initial_checkpoint(plan: Plan) -> Checkpoint:
         sparsity=options.sparsity,
         **choose_scope(tuple(family.prune_scopes), family.scope_pattern, options),
         init=source,
+        init_cost=cost if cost["steps"] else None,
         freeze=choose_frozen(family, options.freeze, source),
         new_head=tuple(new_head),
         weights_hash=weights_hash(dict(checkpoint.model.named_parameters())),

@@ -50,16 +50,22 @@ def final_report(run: Run) -> JsonObject:
 
 
 def total_cost(run: Run) -> TrainingCost:
-    """Return what the run has taken, its earlier stages and its teacher included."""
+    """Return what the run has taken, with its earlier stages, its teacher and its initial weights.
+
+    A model that the run both begins with and learns from counts once.
+    """
     stages = [load_stage(run.out, name) for name in run.schedule.stages[:-1]]
     cost = TrainingCost(
         fine_tuning_runs=len(run.schedule.stages),
         steps=run.step + sum(stage.steps for stage in stages),
         training_seconds=run.seconds + sum(stage.seconds for stage in stages),
     )
-    teacher = run.checkpoint.run.teacher
-    if teacher and teacher.cost:
-        cost["fine_tuning_runs"] += teacher.cost["fine_tuning_runs"]
-        cost["steps"] += teacher.cost["steps"]
-        cost["training_seconds"] += teacher.cost["training_seconds"]
+    about = run.checkpoint.run
+    before = {about.weights_hash: about.init_cost}
+    if about.teacher:
+        before[about.teacher.weights_hash] = about.teacher.cost
+    for other in filter(None, before.values()):
+        cost["fine_tuning_runs"] += other["fine_tuning_runs"]
+        cost["steps"] += other["steps"]
+        cost["training_seconds"] += other["training_seconds"]
     return cost

@@ -14,7 +14,7 @@ from models.training.distill import (
     Distillation,
     check_teacher,
     prepares_alike,
-    teacher_cost,
+    training_cost,
 )
 from pruning.mask_file import weights_hash
 from pruning.run.state import Run
@@ -37,7 +37,7 @@ def learn_from(run: Run, path: Path) -> None:
     about = TeacherFacts(
         path=options.teacher,
         weights_hash=weights_hash(dict(teacher.model.named_parameters())),
-        cost=teacher_cost(path, teacher) if options.teacher != SELF else None,
+        cost=training_cost(path, teacher) if options.teacher != SELF else None,
     )
     begun_with = student.run.teacher or about
     if begun_with.weights_hash != about.weights_hash:

@@ -17,9 +17,9 @@
     lr = [1e-4, 2e-4]                       # at the others
 
 A study that is not one full grid has several, each ``[[grid]]``. They share the other tables, and
-may give another value to what stands in [train]. Where ``init_mask`` or ``teacher`` names files of
-another run of the sweep, such as "runs/study/mpi-0.7-seed{seed}/masks.pt", that run comes first;
-{seed} stands for the run's own seed.
+may give another value to what stands in [train]. Where ``init``, ``init_mask`` or ``teacher`` names
+files of another run of the sweep, such as "runs/study/mpi-0.7-seed{seed}/masks.pt", that run comes
+first; {seed} stands for the run's own seed.
 
 A run counts as finished by the report that ``finished`` names where it has the same name and the
 same options there; its folder may be gone. A run that needs the files of one whose folder is gone

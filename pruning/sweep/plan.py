@@ -28,7 +28,7 @@ from pruning.sweep.config import Grid, Options, SweepConfig
 
 TRAIN_SCRIPT = Path(train.__file__).resolve()
 NAMED_FIRST = ("target", "method", "sparsity")
-PATHS = ("init_mask", "teacher")  # options that may name files of another run
+PATHS = ("init", "init_mask", "teacher")  # options that may name files of another run
 DEFAULTS = default_options()
 
 
