@@ -66,6 +66,7 @@ def test_table_shows_times_ratios_and_failed_checks() -> None:
     assert "  same: tokens" in text
 
 
+@pytest.mark.long
 def test_cpu_items_run_and_compute_the_same(
     tmp_path: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_gpu_items_run_on_the_cpu(tmp_path: Path) -> None:
     assert all(len(report["rows"]) > 1 for report in reports if report["ratios"])
 
 
+@pytest.mark.long
 def test_growth_item_runs_train_py(capsys: pytest.CaptureFixture[str]) -> None:
     (report,) = whole_run.growth_item(SMOKE)
     assert [check.passed for check in report.checks] == [True]
@@ -140,6 +142,7 @@ def test_growth_item_runs_train_py(capsys: pytest.CaptureFixture[str]) -> None:
         assert row.figures["first step after s"] > 0
 
 
+@pytest.mark.long
 def test_whole_run_item_runs_train_py() -> None:
     (report,) = whole_run.run_item(SMOKE, "w2v2")
     assert [check.passed for check in report.checks] == [True]

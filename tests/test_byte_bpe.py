@@ -100,6 +100,7 @@ def test_encode_equals_whisper_tokenizer(tiny_en, tiny_en_folder):
         assert tiny_en.encode(text) == theirs.encode(text, add_special_tokens=False)
 
 
+@pytest.mark.long
 def test_split_words_classes_code_points_as_hf_does():
     from tokenizers.pre_tokenizers import ByteLevel
 

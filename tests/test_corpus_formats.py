@@ -286,7 +286,9 @@ def test_libri_light_stands_in_for_train_and_lists_ten_minutes(
     assert sum("\ttrain\t" in line for line in lines) == 6
 
 
-@pytest.mark.parametrize("name", ["10min", "1h", "10h"])
+@pytest.mark.parametrize(
+    "name", ["10min", *(pytest.param(each, marks=pytest.mark.long) for each in ("1h", "10h"))]
+)
 def test_librispeech_recipes_train_as_they_are_written(
     splits: Splits, tmp_path: Path, name: str
 ) -> None:

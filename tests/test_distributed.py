@@ -88,17 +88,20 @@ def folder(
     return out
 
 
+@pytest.mark.long
 def test_two_processes_equal_one_after_twenty_steps_of_parp(folder: Path) -> None:
     _assert_same(folder / "parp-1", folder / "parp-2")
     assert _losses(folder / "parp-2") == pytest.approx(_losses(folder / "parp-1"), abs=1e-10)
 
 
+@pytest.mark.long
 def test_two_processes_equal_one_with_whisper_at_own_lengths_and_masks(folder: Path) -> None:
     one, two = folder / "whisper-1", folder / "whisper-2"
     _assert_same(one, two)
     assert _losses(two) == pytest.approx(_losses(one), abs=1e-10)
 
 
+@pytest.mark.long
 def test_run_of_two_processes_goes_on_with_one(folder: Path) -> None:
     assert not (folder / "stopped" / "results.json").exists()
     assert len(_losses(folder / "stopped")) == 7

@@ -16,6 +16,8 @@ from models import build_model
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.tokenizers.symbols import SymbolTokenizer
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 SOURCES = ("train.py", "eval.py", "models", "data", "pruning")
 METADATA = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")

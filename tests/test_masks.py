@@ -219,7 +219,7 @@ def test_magnitude_masks_equal_torch_prune_at_whisper_tiny_size() -> None:
         assert_equal_up_to_ties(flat(ours), flat(theirs), magnitudes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_magnitude_masks_equal_sorting_at_wav2vec2_base_size() -> None:
     params = w2v2_params()
     magnitudes = flat(params).abs().numpy()

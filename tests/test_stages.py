@@ -144,14 +144,14 @@ def test_rewinding_goes_back_to_an_early_dense_state(small_corpus: Path, tmp_pat
 @pytest.mark.parametrize(
     ("method", "stage"),
     [
-        ("omp", 0),
         ("omp", 1),
-        ("imp", 1),
-        ("parp-mask", 1),
-        ("parp-p", 0),
-        ("parp-cooldown", 0),
         ("gmp", 0),
         ("parp-latent", 0),
+        pytest.param("omp", 0, marks=pytest.mark.long),
+        pytest.param("imp", 1, marks=pytest.mark.long),
+        pytest.param("parp-mask", 1, marks=pytest.mark.long),
+        pytest.param("parp-p", 0, marks=pytest.mark.long),
+        pytest.param("parp-cooldown", 0, marks=pytest.mark.long),
     ],
 )
 def test_run_interrupted_in_a_stage_and_resumed_equals_an_undisturbed_one(

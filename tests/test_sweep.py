@@ -500,6 +500,7 @@ def test_imp_takes_over_from_the_longest_chain_whose_files_are_there(tmp_path: P
     assert planned["imp-0.3-seed0"].source == "imp-0.4-seed0"
 
 
+@pytest.mark.long
 def test_terminated_sweep_goes_on_to_the_results_of_an_undisturbed_one(tmp_path: Path) -> None:
     whole = write_config(tmp_path, TUNED, "whole")
     assert _run(whole) == 0
@@ -515,6 +516,7 @@ def test_terminated_sweep_goes_on_to_the_results_of_an_undisturbed_one(tmp_path:
     assert (out / "results.csv").read_bytes() == (tmp_path / "whole/results.csv").read_bytes()
 
 
+@pytest.mark.long
 def test_run_that_a_killed_sweep_left_keeps_other_sweeps_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,8 +120,8 @@ REGULARISED = ["--mask-time", "0.12", "--mask-channel", "0.2", "--dropout", "0.1
 @pytest.mark.parametrize(
     ("model", "method", "more"),
     [
-        ("w2v2-demo", "dense", REGULARISED),
-        ("w2v2-demo", "mpi", []),
+        pytest.param("w2v2-demo", "dense", REGULARISED, marks=pytest.mark.long),
+        pytest.param("w2v2-demo", "mpi", [], marks=pytest.mark.long),
         ("w2v2-demo", "parp", []),
         ("whisper-demo", "parp", [*REGULARISED, "--label-smoothing", "0.1", "--audio-ctx", "own"]),
     ],
