@@ -63,6 +63,31 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def finished_omp(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two stages; a test leaves it as it was."""
+    import train
+    from tests.run_folders import omp_argv
+
+    out = tmp_path_factory.mktemp("finished") / "finished"
+    assert train.main(omp_argv(small_corpus, out)) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def interrupted_omp(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended after the first of its two stages, with its state saved."""
+    import train
+    from tests.run_folders import omp_argv
+
+    out = tmp_path_factory.mktemp("interrupted") / "interrupted"
+    with pytest.MonkeyPatch.context() as patch:
+        fit = train.fit
+        patch.setattr(train, "fit", lambda run: fit(run) and run.schedule.stage == 0)
+        assert train.main(omp_argv(small_corpus, out)) == 130
+    return out
+
+
+@pytest.fixture(scope="session")
 def uneven_corpus(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small corpus with noise after its recordings, up to 3 s, so that they last 1 to 5 s."""
     from data.audio import SAMPLE_RATE, read_audio

@@ -16,6 +16,13 @@ ROLES = (
 STATIC = ("dense", "rp", "mpi", "omp", "imp")
 
 
+def omp_argv(corpus: Path, out: Path, *flags: str) -> list[str]:
+    """Return arguments of train.py for a short run of two stages."""
+    common = ["--data", str(corpus), "--out", str(out), "--steps", "2", "--log-every", "1"]
+    pruned = ["--method", "omp", "--sparsity", "0.5", "--batch-seconds", "4", "--eval-every", "1"]
+    return ["--model", "w2v2-demo", "--device", "cpu", *common, *pruned, *flags]
+
+
 def write_run(
     folder: Path,
     method: str = "parp",

@@ -14,34 +14,10 @@ import torch
 import train
 from data.run_folder import LOCK, EventLog, hold_run_folder
 from pruning.sweep import __main__ as sweep
+from tests.run_folders import omp_argv
 
 ROOT = Path(__file__).parent.parent
 Capture = pytest.CaptureFixture[str]
-
-
-def _argv(corpus: Path, out: Path, *flags: str) -> list[str]:
-    common = ["--data", str(corpus), "--out", str(out), "--steps", "2", "--log-every", "1"]
-    pruned = ["--method", "omp", "--sparsity", "0.5", "--batch-seconds", "4", "--eval-every", "1"]
-    return ["--model", "w2v2-demo", "--device", "cpu", *common, *pruned, *flags]
-
-
-@pytest.fixture(scope="module")
-def finished(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    assert train.main(_argv(small_corpus, out)) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def interrupted(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended after the first of its two stages, with its state saved."""
-    out = tmp_path_factory.mktemp("interrupted") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        fit = train.fit
-        patch.setattr(train, "fit", lambda run: fit(run) and run.schedule.stage == 0)
-        assert train.main(_argv(small_corpus, out)) == 130
-    return out
 
 
 def _refused(capsys: Capture, argv: list[str], main: Callable[[list[str]], int]) -> str:
@@ -75,12 +51,16 @@ def _start(argv: list[str]) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("flags", [(), ("--resume", "auto")])
 def test_a_folder_that_another_process_trains_in_is_refused_at_once(
-    small_corpus: Path, interrupted: Path, tmp_path: Path, capsys: Capture, flags: tuple[str, ...]
+    small_corpus: Path,
+    interrupted_omp: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    flags: tuple[str, ...],
 ) -> None:
-    out = Path(shutil.copytree(interrupted, tmp_path / "run"))
+    out = Path(shutil.copytree(interrupted_omp, tmp_path / "run"))
     before = _content(out)
     with hold_run_folder(out):
-        line = _refused(capsys, _argv(small_corpus, out, *flags), train.main)
+        line = _refused(capsys, omp_argv(small_corpus, out, *flags), train.main)
     assert f"another process is training in {out}: wait until it ends, or stop it" in line
     assert _content(out) == before
 
@@ -90,7 +70,7 @@ def test_a_lock_file_that_a_dead_process_left_is_no_lock(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).write_bytes(b"")
-    assert train.main(_argv(small_corpus, tmp_path / "run")) == 0
+    assert train.main(omp_argv(small_corpus, tmp_path / "run")) == 0
     assert not (tmp_path / "run" / LOCK).exists()
 
 
@@ -98,7 +78,7 @@ def test_a_lock_file_that_a_dead_process_left_is_no_lock(
 def test_of_two_processes_in_one_folder_one_trains_and_one_is_refused(
     small_corpus: Path, tmp_path: Path
 ) -> None:
-    argv = _argv(small_corpus, tmp_path / "run", "--steps", "20", "--resume", "auto")
+    argv = omp_argv(small_corpus, tmp_path / "run", "--steps", "20", "--resume", "auto")
     both = [_start(argv), _start(argv)]
     outputs = [process.communicate(timeout=120)[0] for process in both]
     status = [process.returncode for process in both]
@@ -122,7 +102,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to("loop")
-    line = _refused(capsys, _argv(small_corpus, tmp_path / name), train.main)
+    line = _refused(capsys, omp_argv(small_corpus, tmp_path / name), train.main)
     assert str(tmp_path / name)[:200] in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
 
@@ -165,13 +145,13 @@ def test_whole_events_are_kept_and_damaged_lines_left_out_with_a_line(
 
 
 def test_a_run_with_a_damaged_log_goes_on_as_if_it_were_whole(
-    small_corpus: Path, interrupted: Path, tmp_path: Path
+    small_corpus: Path, interrupted_omp: Path, tmp_path: Path
 ) -> None:
-    whole, cut = (Path(shutil.copytree(interrupted, tmp_path / name)) for name in ("a", "b"))
+    whole, cut = (Path(shutil.copytree(interrupted_omp, tmp_path / name)) for name in ("a", "b"))
     with (cut / "metrics.jsonl").open("ab") as file:
         file.write(b'{"event": "train", "sta' + bytes(3000))
     for out in (whole, cut):
-        assert train.main(_argv(small_corpus, out, "--resume", "auto")) == 0
+        assert train.main(omp_argv(small_corpus, out, "--resume", "auto")) == 0
     events = [
         [
             {k: v for k, v in json.loads(line).items() if not k.endswith("seconds")}
@@ -198,16 +178,16 @@ def test_a_run_with_a_damaged_log_goes_on_as_if_it_were_whole(
 )
 def test_a_config_of_another_shape_is_refused_by_name_and_nothing_is_lost(
     small_corpus: Path,
-    interrupted: Path,
+    interrupted_omp: Path,
     tmp_path: Path,
     capsys: Capture,
     content: str,
     said: str,
 ) -> None:
-    out = Path(shutil.copytree(interrupted, tmp_path / "run"))
+    out = Path(shutil.copytree(interrupted_omp, tmp_path / "run"))
     (out / "config.json").write_text(content)
     before = _content(out)
-    assert said in _refused(capsys, _argv(small_corpus, out, "--resume", "auto"), train.main)
+    assert said in _refused(capsys, omp_argv(small_corpus, out, "--resume", "auto"), train.main)
     assert _content(out) == before
 
 
@@ -220,14 +200,14 @@ def test_a_config_of_another_shape_is_refused_by_name_and_nothing_is_lost(
     ],
 )
 def test_a_reused_run_with_a_config_of_another_shape_is_refused_by_name(
-    small_corpus: Path, finished: Path, tmp_path: Path, capsys: Capture, content: str, said: str
+    small_corpus: Path, finished_omp: Path, tmp_path: Path, capsys: Capture, content: str, said: str
 ) -> None:
-    other = Path(shutil.copytree(finished, tmp_path / "other"))
+    other = Path(shutil.copytree(finished_omp, tmp_path / "other"))
     if content == "[":
         (other / "stage-dense.pt").write_bytes(b"damaged")
     else:
         (other / "config.json").write_text(content)
-    argv = _argv(small_corpus, tmp_path / "run", "--reuse", str(other))
+    argv = omp_argv(small_corpus, tmp_path / "run", "--reuse", str(other))
     assert said in _refused(capsys, argv, train.main)
     assert not (tmp_path / "run").exists()
 
@@ -246,13 +226,13 @@ def _changed(results: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     "path", ["split", "sparsity", "sparsity.in_scope", "per", "per.rate", "per.insertions"]
 )
 def test_results_of_another_shape_are_refused_by_file_and_key(
-    small_corpus: Path, finished: Path, capsys: Capture, path: str, value: Any
+    small_corpus: Path, finished_omp: Path, capsys: Capture, path: str, value: Any
 ) -> None:
-    file = finished / "results.json"
+    file = finished_omp / "results.json"
     before = file.read_bytes()
     file.write_text(json.dumps(_changed(json.loads(before), path, value)))
     try:
-        status = train.main(_argv(small_corpus, finished, "--resume", "auto"))
+        status = train.main(omp_argv(small_corpus, finished_omp, "--resume", "auto"))
     finally:
         file.write_bytes(before)
     assert status == 2
@@ -304,13 +284,18 @@ CHANGES: dict[str, tuple[str, Any]] = {
 
 @pytest.mark.parametrize(("path", "value"), CHANGES.values(), ids=CHANGES)
 def test_a_last_checkpoint_whose_state_was_changed_is_refused_by_file_and_key(
-    small_corpus: Path, interrupted: Path, tmp_path: Path, capsys: Capture, path: str, value: Any
+    small_corpus: Path,
+    interrupted_omp: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    path: str,
+    value: Any,
 ) -> None:
-    out = Path(shutil.copytree(interrupted, tmp_path / "run"))
+    out = Path(shutil.copytree(interrupted_omp, tmp_path / "run"))
     content = torch.load(out / "last.pt", weights_only=True)
     _changed(content["training"], path, value)
     torch.save(content, out / "last.pt")
     before = _content(out)
-    line = _refused(capsys, _argv(small_corpus, out, "--resume", "auto"), train.main)
+    line = _refused(capsys, omp_argv(small_corpus, out, "--resume", "auto"), train.main)
     assert "last.pt" in line or "batch 1000000 of an epoch" in line
     assert _content(out) == before
