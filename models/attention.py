@@ -3,14 +3,23 @@
 Shape letters: B batch, T queries, S keys, D d_model, H heads, K head width.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dropout import Dropout
-from models.packing import Packing
 
 KeysValues = tuple[Tensor, Tensor]
+
+
+class Frames(Protocol):
+    """Which frames of a batch there are; ``models.packing`` has the ways of laying them out."""
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, dropout: float) -> Tensor:
+        """Attend from the frames (..., H, K) of each utterance to those of the same utterance."""
+        ...
 
 
 class MultiHeadAttention(nn.Module):
@@ -72,7 +81,7 @@ class MultiHeadAttention(nn.Module):
         keys, values = self.keys_values(x) if keys_values is None else keys_values
         queries = self._split_heads(self.q_proj(x))
         dropout = self.dropout if self.training else 0.0
-        attended = _attend(queries, keys, values, attention_mask, dropout, is_causal)
+        attended = attend(queries, keys, values, attention_mask, dropout, is_causal)
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
 
     def to_unprojected(self, x: Tensor, source: Tensor) -> Tensor:
@@ -102,26 +111,35 @@ class MultiHeadAttention(nn.Module):
         attended = (averages @ value_weight.mT).unflatten(1, (batch, -1))  # (H, B, T, K)
         return self.out_proj(attended.permute(1, 2, 0, 3).flatten(2) + self.v_proj.bias)
 
-    def within(self, x: Tensor, packing: Packing) -> Tensor:
-        """Let the frames of each utterance of a packed batch attend to one another: (N, D)."""
+    def within(self, x: Tensor, frames: Frames) -> Tensor:
+        """Let the frames (..., D) of each utterance attend to one another."""
         projected = (layer(x) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = (y.unflatten(1, (self.num_heads, -1)) for y in projected)  # (N, D) -> (N, H, K)
-        attended = packing.attend(q, k, v, self.dropout if self.training else 0.0)
-        return self.out_proj(attended.flatten(1))
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)) for y in projected)  # (..., H, K)
+        attended = frames.attend(q, k, v, self.dropout if self.training else 0.0)
+        return self.out_proj(attended.flatten(-2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, S, D) -> (B, H, S, K)
 
 
-def _attend(
+def attend(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
     mask: Tensor | None,
     dropout: float,
-    is_causal: bool,
+    is_causal: bool = False,
 ) -> Tensor:
-    """Return the scaled dot-product attention (B, H, T, K) of ``MultiHeadAttention.forward``."""
+    """Return scaled dot-product attention (B, H, T, K); masks as ``MultiHeadAttention`` has them.
+
+    Args:
+        queries: (B, H, T, K).
+        keys: (B, H, S, K).
+        values: (B, H, S, K).
+        mask: Bool, broadcastable to (B, H, T, S), True = attended; None attends to all.
+        dropout: Probability that a weight is dropped.
+        is_causal: Hide keys after the query's own position.
+    """
     # torch's kernel for the CPU is three times slower in bfloat16 than its matrix products are.
     is_slow = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
     if not (is_slow and torch.is_grad_enabled() and mask is None and dropout == 0):

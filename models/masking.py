@@ -3,15 +3,56 @@
 Shape letters: B batch, T encoder frames, D d_model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from models.device import send
 from models.draw import Draw
+
+
+class LayerDrop(Protocol):
+    """Which layers of an encoder a step leaves out."""
+
+    def through(self, index: int, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return ``layer(x)``, or ``x`` where layer number ``index`` is left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class DroppedLayers:
+    """Layers left out by a decision that the host knows: they cost nothing.
+
+    Attributes:
+        skipped: For each layer whether it is left out; empty leaves none out.
+    """
+
+    skipped: tuple[bool, ...] = ()
+
+    def through(self, index: int, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return ``layer(x)``, or ``x`` where layer number ``index`` is left out."""
+        return x if self.skipped and self.skipped[index] else layer(x)
+
+
+@dataclass(frozen=True)
+class DroppedOnDevice:
+    """Layers left out by a decision on the device, as a captured graph needs: all are computed.
+
+    Attributes:
+        skipped: Bool (layers,), for each whether it is left out.
+    """
+
+    skipped: Tensor
+
+    def through(self, index: int, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return ``layer(x)``, or ``x`` where layer number ``index`` is left out."""
+        return torch.where(self.skipped[index], x, layer(x))
+
+
+NO_LAYERS = DroppedLayers()
 
 
 @dataclass(frozen=True)
@@ -21,12 +62,12 @@ class TrainingMasks:
     Attributes:
         frames: Bool (B, T), True = replaced by the mask embedding; None hides none.
         channels: Bool (B, D), True = zeroed; None hides none.
-        layers: For each encoder layer whether it is skipped; empty skips none.
+        layers: The encoder layers that are left out.
     """
 
     frames: Tensor | None
     channels: Tensor | None
-    layers: Sequence[bool] | Tensor
+    layers: LayerDrop = NO_LAYERS
 
     def to(self, device: torch.device) -> "TrainingMasks":
         """Move what is a tensor, without waiting for the device."""
@@ -34,8 +75,7 @@ class TrainingMasks:
         def move(mask: Tensor | None) -> Tensor | None:
             return None if mask is None else send(mask, device)
 
-        layers = send(self.layers, device) if isinstance(self.layers, Tensor) else self.layers
-        return TrainingMasks(move(self.frames), move(self.channels), layers)
+        return TrainingMasks(move(self.frames), move(self.channels), self.layers)
 
 
 def draw_masks(
@@ -57,7 +97,7 @@ def draw_masks(
         Baevski et al. 2020 (arXiv:2006.11477), section 3.3, after SpecAugment (arXiv:1904.08779).
     """
     if not (config.mask_time_prob or config.mask_channel_prob or config.layer_drop):
-        return TrainingMasks(None, None, ())
+        return TrainingMasks(None, None)
     draw = draw or Draw.anew(len(lengths))
     generators = [draw.generator(1, row) for row in draw.rows]
     frames = channels = None
@@ -72,10 +112,10 @@ def draw_masks(
         least = config.mask_channel_min
         counts = [config.d_model] * len(lengths)
         channels = draw_spans(counts, config.d_model, prob, length, least, generators)
-    layers: Sequence[bool] = ()
+    layers = NO_LAYERS
     if config.layer_drop:
         drawn = torch.rand(config.num_layers, generator=draw.generator(0))
-        layers = (drawn < config.layer_drop).tolist()
+        layers = DroppedLayers(tuple((drawn < config.layer_drop).tolist()))
     return TrainingMasks(frames, channels, layers)
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.draw import Draw
-from models.masking import draw_masks, draw_spans
+from models.masking import DroppedLayers, DroppedOnDevice, draw_masks, draw_spans
+from models.packing import WholeRows
 from models.wav2vec2 import PRUNE_SCOPES, Wav2Vec2, Wav2Vec2Config
 from models.wav2vec2.convs import convolve, convolve_by_fft
 
@@ -247,7 +248,12 @@ def masked_input(model: Wav2Vec2, monkeypatch, features: Tensor, lengths: Tensor
     """What the encoder is given."""
     seen = []
     forward = model.encoder.forward
-    monkeypatch.setattr(model.encoder, "forward", lambda x, *_, **__: seen.append(x) or forward(x))
+
+    def remember(x, *rest, **named):
+        seen.append(x)
+        return forward(x, *rest, **named)
+
+    monkeypatch.setattr(model.encoder, "forward", remember)
     model.logits_from_features(features, lengths)
     return seen[0]
 
@@ -317,19 +323,20 @@ def test_layer_drop_of_nearly_one_skips_every_layer_only_in_train_mode(randomise
 def test_skipped_layers_given_as_a_tensor_equal_those_given_as_numbers(randomise):
     model = build(randomise)
     x = torch.randn(2, 30, 24)
-    plain = model.encoder(x)
-    for skipped in ([True, False], [False, True], [False, False]):
-        expected = model.encoder(x, skipped_layers=skipped)
+    plain = model.encoder(x, WholeRows())
+    for skipped in ((True, False), (False, True), (False, False)):
+        expected = model.encoder(x, WholeRows(), DroppedLayers(skipped))
         assert torch.equal(expected, plain) != any(skipped)
-        assert torch.equal(model.encoder(x, skipped_layers=torch.tensor(skipped)), expected)
+        on_device = DroppedOnDevice(torch.tensor(skipped))
+        assert torch.equal(model.encoder(x, WholeRows(), on_device), expected)
 
 
 def test_each_layer_is_skipped_with_the_probability_of_layer_drop():
     config = dataclasses.replace(SMALL, layer_drop=0.3)
-    drawn = torch.tensor([draw_masks([5], 5, config).layers for _ in range(2000)])
+    drawn = torch.tensor([draw_masks([5], 5, config).layers.skipped for _ in range(2000)])
     share = drawn.double().mean(0)
     assert (share - 0.3).abs().max() < 0.045  # four standard deviations
-    assert not draw_masks([5], 5, dataclasses.replace(SMALL, layer_drop=0.0)).layers
+    assert not draw_masks([5], 5, dataclasses.replace(SMALL, layer_drop=0.0)).layers.skipped
 
 
 def test_a_frozen_feature_encoder_leaves_no_graph(randomise):

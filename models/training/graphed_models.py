@@ -19,7 +19,7 @@ from models.cuda_graphs import GraphedLogits
 from models.device import send
 from models.draw import Draw
 from models.family import SpeechModel
-from models.masking import TrainingMasks, draw_masks
+from models.masking import DroppedLayers, DroppedOnDevice, TrainingMasks, draw_masks
 
 ROWS, FRAMES, TOKENS = 2, 16, 8  # batches are padded to multiples of these
 
@@ -46,20 +46,16 @@ class GraphedCTC:
         batch = _up(len(lengths), ROWS)
         width = _up(max(lengths), FRAMES)
         drawn = draw_masks(lengths, max(lengths), config, draw)
-        masks = TrainingMasks(
-            _grow(drawn.frames, batch, width),
-            _grow(drawn.channels, batch, config.d_model),
-            torch.tensor([*drawn.layers] or [False] * config.num_layers),
-        ).to(device)
+        frames = send(_grow(drawn.frames, batch, width), device)
+        channels = send(_grow(drawn.channels, batch, config.d_model), device)
+        assert isinstance(drawn.layers, DroppedLayers)
+        skipped = torch.tensor(drawn.layers.skipped or [False] * config.num_layers)
         # A row that stands for no utterance has one frame, so that its attention is defined.
-        frames = torch.tensor([*lengths, *[1] * (batch - len(lengths))])
-        is_frame = send(torch.arange(width) < frames[:, None], device)
+        grown = torch.tensor([*lengths, *[1] * (batch - len(lengths))])
+        is_frame = send(torch.arange(width) < grown[:, None], device)
         padded = send(pad_sequence(list(features), batch_first=True), device)
         padded = F.pad(padded, (0, 0, 0, width - max(lengths), 0, batch - len(lengths)))
-        assert masks.frames is not None
-        assert masks.channels is not None
-        assert isinstance(masks.layers, Tensor)
-        logits = self._graphed(padded, is_frame, masks.frames, masks.channels, masks.layers)
+        logits = self._graphed(padded, is_frame, frames, channels, send(skipped, device))
         return logits[: len(lengths), : max(lengths)]
 
 
@@ -91,7 +87,7 @@ class _PaddedCTC(nn.Module):
     def forward(
         self, features: Tensor, is_frame: Tensor, frames: Tensor, channels: Tensor, layers: Tensor
     ) -> Tensor:
-        masks = TrainingMasks(frames, channels, layers)
+        masks = TrainingMasks(frames, channels, DroppedOnDevice(layers))
         logits: Tensor = self.model.masked_logits(features, is_frame, masks)
         return logits
 

@@ -13,19 +13,19 @@ Source:
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from models.attention import FeedForward, MultiHeadAttention
+from models.attention import FeedForward, Frames, MultiHeadAttention
 from models.device import send
 from models.draw import Draw
 from models.dropout import Dropout
 from models.family import SpeechModel
-from models.masking import TrainingMasks, draw_masks, hide
-from models.packing import Packing
+from models.masking import NO_LAYERS, LayerDrop, TrainingMasks, draw_masks, hide
+from models.packing import Layout, MaskedRows, Packing, WholeRows
 from models.wav2vec2.config import Wav2Vec2Config
 from models.wav2vec2.convs import FeatureEncoder, PositionalConv
 
@@ -68,24 +68,13 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, among: Tensor | Packing | None = None) -> Tensor:
-        """Map x to a tensor of its shape.
-
-        Args:
-            x: (B, T, D), or (N, D) where ``among`` is a packing.
-            among: What attends to what: a mask (B, 1, 1, T), True = attended; the packing of x;
-                None lets every frame of a row attend to all of it.
-        """
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        """Map x (..., D) to a tensor of its shape; ``frames`` say which attend to which."""
         if self.norm_first:
-            x = x + self.dropout(self._attend(self.attn_norm(x), among))
+            x = x + self.dropout(self.self_attn.within(self.attn_norm(x), frames))
             return x + self.ffn(self.ffn_norm(x))
-        x = self.attn_norm(x + self.dropout(self._attend(x, among)))
+        x = self.attn_norm(x + self.dropout(self.self_attn.within(x, frames)))
         return self.ffn_norm(x + self.ffn(x))
-
-    def _attend(self, x: Tensor, among: Tensor | Packing | None) -> Tensor:
-        if isinstance(among, Packing):
-            return self.self_attn.within(x, among)
-        return self.self_attn(x, attention_mask=among)
 
 
 class Encoder(nn.Module):
@@ -104,52 +93,36 @@ class Encoder(nn.Module):
     def forward(
         self,
         x: Tensor,
-        valid_frames: Tensor | None = None,
-        packing: Packing | None = None,
-        skipped_layers: Sequence[bool] | Tensor = (),
+        frames: Layout,
+        layer_drop: LayerDrop = NO_LAYERS,
         states: list[Tensor] | None = None,
     ) -> Tensor:
         """Encode projected features.
 
         Args:
             x: (B, T, D).
-            valid_frames: Bool (B, T), True = takes part; None is all.
-            packing: Of the valid frames; with it the layers work on these alone.
-            skipped_layers: For each layer whether it is left out, or none for no layer. A tensor
-                decides on its own device: then every layer is computed.
+            frames: Which of them are frames, and how layers have them.
+            layer_drop: Which layers are left out.
             states: Where given, the first layer's input and every layer's output are appended
                 (before the final norm, where there is one).
 
         Returns:
-            (B, T, D); rows that are not valid are unspecified.
+            (B, T, D); what is no frame is unspecified.
         """
-        among: Tensor | Packing | None = packing
-        if valid_frames is not None:
-            x = x.masked_fill(~valid_frames[:, :, None], 0.0)
-            among = packing or valid_frames[:, None, None]
-
-        x = x + self.positional_conv(x)
-        if packing is not None:
-            x = packing.pack(x)
+        x = frames.silence_padding(x)
+        x = frames.pack(x + self.positional_conv(x))
         x = self.dropout(x if self.norm_first else self.norm(x))
         if states is not None:
             states.append(x)
 
         for index, layer in enumerate(self.layers):
-            is_skipped = skipped_layers[index] if len(skipped_layers) else False
-            if isinstance(is_skipped, Tensor):
-                x = torch.where(is_skipped, x, layer(x, among))
-            elif not is_skipped:
-                x = layer(x, among)
+            x = layer_drop.through(index, partial(layer, frames=frames), x)
             if states is not None:
                 states.append(x)
 
-        x = self.norm(x) if self.norm_first else x
-        if packing is None:
-            return x
         if states is not None:
-            states[:] = map(packing.unpack, states)
-        return packing.unpack(x)
+            states[:] = map(frames.unpack, states)
+        return frames.unpack(self.norm(x) if self.norm_first else x)
 
 
 class Wav2Vec2(SpeechModel):
@@ -310,7 +283,8 @@ class Wav2Vec2(SpeechModel):
         Returns:
             (B, T, V).
         """
-        return self.head(self.head_dropout(self._transform(features, valid_frames, None, masks)))
+        encoded = self._transform(features, MaskedRows(valid_frames), masks)
+        return self.head(self.head_dropout(encoded))
 
     def reset_head(self, vocab_size: int) -> None:
         """Replace the CTC head by a fresh one for ``vocab_size`` symbols.
@@ -333,32 +307,33 @@ class Wav2Vec2(SpeechModel):
         batch, width, _ = features.shape
         device = features.device
         lengths = [width] * batch
-        packing = None
-        valid_frames = None
         if num_frames is not None:
             lengths = _check_lengths("num_frames", num_frames, batch, width, 1)
-        if num_frames is not None and min(lengths) < width:
-            if self.padding == "packed":
-                packing = Packing(lengths, width, device)
-            valid_frames = send(torch.arange(width) < torch.tensor(lengths)[:, None], device)
+
+        frames: Layout = WholeRows()
+        if min(lengths) < width and self.padding == "packed":
+            frames = Packing(lengths, width, device)
+        elif min(lengths) < width:
+            is_frame = torch.arange(width) < torch.tensor(lengths)[:, None]
+            frames = MaskedRows(send(is_frame, device))
+
         masks = None
         if self.training:
             masks = draw_masks(lengths, width, self.config, draw).to(device)
-        return self._transform(features, valid_frames, packing, masks, states)
+        return self._transform(features, frames, masks, states)
 
     def _transform(
         self,
         features: Tensor,
-        valid_frames: Tensor | None,
-        packing: Packing | None,
+        frames: Layout,
         masks: TrainingMasks | None,
         states: list[Tensor] | None = None,
     ) -> Tensor:
         x = self.feature_projection(features)
         if masks is None:
-            return self.encoder(x, valid_frames, packing, states=states)
+            return self.encoder(x, frames, states=states)
         x = hide(x, masks, self.masked_embedding)
-        return self.encoder(x, valid_frames, packing, masks.layers, states)
+        return self.encoder(x, frames, masks.layers, states)
 
 
 def _check_lengths(
