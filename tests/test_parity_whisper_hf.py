@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.whisper import Whisper, WhisperConfig
+from models.whisper.kv_cache import ProjectedAudio
 from tests.whisper_hf import SMALL, hf_model, native_name, ours_from
 
 pytest.importorskip("transformers")
@@ -56,10 +57,10 @@ def test_whisper_decoder_layers_equal_hf(pair: Pair) -> None:
     log_mel, ids = _inputs()
     expected = hf(log_mel, decoder_input_ids=ids, output_hidden_states=True).decoder_hidden_states
     encoded = ours.encode(log_mel)
-    x = ours.decoder.embed(ids)
+    x = ours.decoder.embed(ids, ours.decoder.positions[: ids.shape[1]])
     outputs = [x]
     for layer in ours.decoder.layers:
-        x = layer(x, layer.cross_attn.keys_values(encoded))
+        x = layer(x, ProjectedAudio(*layer.cross_attn.keys_values(encoded)))
         outputs.append(x)
     outputs[-1] = ours.decoder.final_norm(x)
     assert len(outputs) == len(expected)

@@ -6,11 +6,10 @@ Shape letters: B utterances, N beams, F mel frames, M mels, L tokens, V vocab.
 import torch
 from torch import Tensor
 
-from models.attention import KeysValues
 from models.whisper.beam_search import BeamSearch
 from models.whisper.config import DecodingOptions
 from models.whisper.graphed_decoding import GreedyGraphs
-from models.whisper.kv_cache import KVCache
+from models.whisper.kv_cache import EncodedAudio, KVCache, ProjectedAudio
 from models.whisper.model import Whisper
 
 _GPU_STEPS_PER_CHECK = 8  # Asking a GPU who has finished makes it wait for us.
@@ -79,16 +78,16 @@ def _fill_on_cpu(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> K
     """Encode one utterance at a time: what is computed with stays in the CPU's cache."""
     if options.beam_size == 1:  # so few queries that keys and values would cost more
         encoded = torch.cat([model.encode(one) for one in log_mel.split(1)])
-        return KVCache(encoded, len(model.decoder.layers), options.max_tokens)
-    cross: list[KeysValues] = []
+        return KVCache([EncodedAudio(encoded)] * len(model.decoder.layers), options.max_tokens)
+    audio: list[ProjectedAudio] = []
     for index, one in enumerate(log_mel.split(1)):
         pairs = model.decoder.cross_keys_values(model.encode(one))
-        if not cross:
+        if not audio:
             sizes = (len(log_mel), *pairs[0][0].shape[1:])
-            cross = [(keys.new_empty(sizes), values.new_empty(sizes)) for keys, values in pairs]
-        for held, computed in zip(cross, pairs, strict=True):
-            held[0][index], held[1][index] = computed[0][0], computed[1][0]
-    return KVCache(cross, len(cross), options.max_tokens, options.beam_size)
+            audio = [ProjectedAudio(k.new_empty(sizes), v.new_empty(sizes)) for k, v in pairs]
+        for held, (keys, values) in zip(audio, pairs, strict=True):
+            held.keys[index], held.values[index] = keys[0], values[0]
+    return KVCache(audio, options.max_tokens, options.beam_size)
 
 
 def _decode_greedily(model: Whisper, cache: KVCache, options: DecodingOptions) -> Tensor:

@@ -1,18 +1,101 @@
-"""What a text decoder keeps between steps.
+"""What a text decoder attends to: audio, and the tokens of earlier steps.
 
 Shape letters: B utterances, N beams of one utterance, T encoder frames, L tokens, D d_model, H
 heads, K head width.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from models.attention import KeysValues
+from models.attention import KeysValues, MultiHeadAttention
 
-Source = KeysValues | Tensor
-"""What cross attention attends to: keys and values (B, H, T, K) each, or encoded audio (B, T, D)"""
+
+class Audio(Protocol):
+    """What the cross attention of a decoder layer attends to."""
+
+    @property
+    def num_utterances(self) -> int:
+        """Utterances B."""
+        ...
+
+    def attend(self, attention: MultiHeadAttention, x: Tensor) -> Tensor:
+        """Attend from x (B, L, D) to the audio of its utterance."""
+        ...
+
+    def keep(self, utterances: Tensor) -> None:
+        """Drop every utterance but ``utterances`` (kept,) int64, in place."""
+        ...
+
+
+class ProjectedAudio:
+    """Encoded audio as keys and values.
+
+    Args:
+        keys: (B, H, T, K).
+        values: (B, H, T, K).
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    @property
+    def num_utterances(self) -> int:
+        """Utterances B."""
+        return len(self.keys)
+
+    def contiguous(self) -> "ProjectedAudio":
+        """Return it with heads that are contiguous, which decoding reads in half the time."""
+        return ProjectedAudio(self.keys.contiguous(), self.values.contiguous())
+
+    def attend(self, attention: MultiHeadAttention, x: Tensor) -> Tensor:
+        """Attend from x (B, L, D) to the audio of its utterance."""
+        return attention(x, (self.keys, self.values))
+
+    def keep(self, utterances: Tensor) -> None:
+        """Drop every utterance but ``utterances`` (kept,) int64, in place."""
+        self.keys = _keep_rows(self.keys, utterances)
+        self.values = _keep_rows(self.values, utterances)
+
+
+class EncodedAudio:
+    """Encoded audio as it is, which all layers share; without dropout.
+
+    Args:
+        encoded: (B, T, D).
+    """
+
+    def __init__(self, encoded: Tensor) -> None:
+        self._encoded = encoded
+
+    @property
+    def num_utterances(self) -> int:
+        """Utterances B."""
+        return len(self._encoded)
+
+    def attend(self, attention: MultiHeadAttention, x: Tensor) -> Tensor:
+        """Attend from x (B, L, D) to the audio of its utterance."""
+        return attention.to_unprojected(x, self._encoded)
+
+    def keep(self, utterances: Tensor) -> None:
+        """Drop every utterance but ``utterances`` (kept,) int64, in place."""
+        self._encoded = _keep_rows(self._encoded, utterances)
+
+
+def positions_from(table: Tensor, start: int, num_tokens: int) -> Tensor:
+    """Return rows (L, D) of learned positions (P, D): those of ``num_tokens`` from ``start`` on.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    end = start + num_tokens
+    if end > len(table):
+        raise ValueError(
+            f"{end} tokens are more than the decoder's {len(table)} positions: shorten the target"
+        )
+    return table[start:end]
 
 
 class LayerCache:
@@ -78,31 +161,21 @@ class KVCache:
     """Keys and values of every decoder layer, handed to ``Whisper.decode``.
 
     Args:
-        sources: What each decoder layer cross-attends to, for all beams of an utterance alike; one
-            tensor serves all layers. Taken over, to be changed in place.
-        num_layers: Decoder layers.
+        audio: What each decoder layer cross-attends to, for all beams of an utterance alike. Taken
+            over, to be changed in place.
         max_tokens: Tokens that fit, prompt included.
         num_beams: Sequences per utterance. Row ``b * num_beams + n`` is beam ``n`` of
             utterance ``b``.
 
     Attributes:
+        audio: As given.
         layers: One ``LayerCache`` per decoder layer.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[KeysValues] | Tensor,
-        num_layers: int,
-        max_tokens: int,
-        num_beams: int = 1,
-    ) -> None:
+    def __init__(self, audio: Sequence[Audio], max_tokens: int, num_beams: int = 1) -> None:
         self.num_beams = num_beams
-        self.layers = [LayerCache(max_tokens) for _ in range(num_layers)]
-        self._sources: list[KeysValues] | Tensor
-        if isinstance(sources, Tensor):
-            self._sources = sources
-        else:  # every step reads all of it, in half the time where heads are contiguous
-            self._sources = [(keys.contiguous(), values.contiguous()) for keys, values in sources]
+        self.audio = audio
+        self.layers = [LayerCache(max_tokens) for _ in audio]
 
     @property
     def length(self) -> int:
@@ -112,16 +185,11 @@ class KVCache:
     @property
     def num_utterances(self) -> int:
         """Utterances B that are decoded."""
-        sources = self._sources
-        return len(sources) if isinstance(sources, Tensor) else len(sources[0][0])
+        return self.audio[0].num_utterances
 
-    def places(self, num_new: int) -> slice | Tensor:
-        """Return the positions of the next ``num_new`` tokens."""
-        return slice(self.length, self.length + num_new)
-
-    def source(self, layer: int) -> Source:
-        """Return what decoder layer number ``layer`` cross-attends to."""
-        return self._sources if isinstance(self._sources, Tensor) else self._sources[layer]
+    def next_positions(self, table: Tensor, num_new: int) -> Tensor:
+        """Return the rows (L, D) of learned positions (P, D) for the next ``num_new`` tokens."""
+        return positions_from(table, self.length, num_new)
 
     def reorder(self, rows: Tensor) -> None:
         """Make row ``i`` continue what row ``rows[i]`` held.
@@ -141,13 +209,8 @@ class KVCache:
         rows = (utterances[:, None] * self.num_beams + beams).flatten()
         for layer in self.layers:
             layer.keep(rows)
-        if isinstance(self._sources, Tensor):
-            self._sources = _keep_rows(self._sources, utterances)
-        else:
-            self._sources = [
-                (_keep_rows(keys, utterances), _keep_rows(values, utterances))
-                for keys, values in self._sources
-            ]
+        for audio in {id(each): each for each in self.audio}.values():  # layers may share one
+            audio.keep(utterances)
 
 
 class StaticKVCache(KVCache):
@@ -165,23 +228,26 @@ class StaticKVCache(KVCache):
     """
 
     def __init__(self, sources: Sequence[KeysValues], max_tokens: int) -> None:
-        copies = [(keys.clone(), values.clone()) for keys, values in sources]
-        super().__init__(copies, len(copies), max_tokens)
-        keys = copies[0][0]
+        copies = (ProjectedAudio(keys.clone(), values.clone()) for keys, values in sources)
+        self._projected = [each.contiguous() for each in copies]
+        super().__init__(self._projected, max_tokens)
+        keys = self._projected[0].keys
         shape = (*keys.shape[:2], max_tokens, keys.shape[3])
         self.position = torch.zeros(1, dtype=torch.int64, device=keys.device)
-        self.layers = [_StaticLayerCache(keys.new_zeros(2, *shape), self.position) for _ in copies]
+        self.layers = [
+            _StaticLayerCache(keys.new_zeros(2, *shape), self.position) for _ in self._projected
+        ]
 
     def refill(self, sources: Sequence[KeysValues]) -> None:
         """Begin anew with the first B keys and values replaced by those of ``sources``."""
         self.position.zero_()
-        for index, given in enumerate(sources):
-            for held, new in zip(self.source(index), given, strict=True):
-                held[: len(new)].copy_(new)
+        for audio, (keys, values) in zip(self._projected, sources, strict=True):
+            audio.keys[: len(keys)].copy_(keys)
+            audio.values[: len(values)].copy_(values)
 
-    def places(self, num_new: int) -> Tensor:
-        """Return the position of the next token."""
-        return self.position
+    def next_positions(self, table: Tensor, num_new: int) -> Tensor:
+        """Return the row (1, D) of the next token's position."""
+        return table[self.position]
 
 
 class _StaticLayerCache(LayerCache):

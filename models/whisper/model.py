@@ -16,7 +16,13 @@ from models.attention import FeedForward, KeysValues, MultiHeadAttention
 from models.dropout import Dropout
 from models.family import SpeechModel
 from models.whisper.config import WhisperConfig
-from models.whisper.kv_cache import KVCache, LayerCache, Source
+from models.whisper.kv_cache import (
+    Audio,
+    KVCache,
+    LayerCache,
+    ProjectedAudio,
+    positions_from,
+)
 
 _LEAVES = r"\.layers\.\d+\.((self|cross)_attn\.(q|k|v|out)_proj|ffn\.fc[12])\.(weight|bias)"
 PRUNE_SCOPES = {
@@ -113,26 +119,22 @@ class DecoderLayer(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, source: Source, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, audio: Audio, cache: LayerCache | None = None) -> Tensor:
         """Map tokens (B * N, L, D) to (B * N, L, D).
 
         Args:
             x: Hidden states of the given tokens, N beams per utterance (1 without a cache).
-            source: What to cross-attend to: keys and values of the encoded audio, or, without
-                dropout, itself.
+            audio: What to cross-attend to.
             cache: Past tokens of this layer, extended by the given ones.
         """
         x = x + self.dropout(self._attend_to_text(self.attn_norm(x), cache))
-        x = x + self.dropout(self._attend_to_audio(self.cross_attn_norm(x), source))
+        x = x + self.dropout(self._attend_to_audio(self.cross_attn_norm(x), audio))
         return x + self.ffn(self.ffn_norm(x))
 
-    def _attend_to_audio(self, x: Tensor, source: Source) -> Tensor:
+    def _attend_to_audio(self, x: Tensor, audio: Audio) -> Tensor:
         # It hides nothing, so the beams of an utterance can be queries of one row.
-        num_utterances = len(source if isinstance(source, Tensor) else source[0])
-        queries = x.reshape(num_utterances, -1, x.shape[2])
-        if isinstance(source, Tensor):
-            return self.cross_attn.to_unprojected(queries, source).reshape(x.shape)
-        return self.cross_attn(queries, source).reshape(x.shape)
+        queries = x.reshape(audio.num_utterances, -1, x.shape[2])
+        return audio.attend(self.cross_attn, queries).reshape(x.shape)
 
     def _attend_to_text(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         """Attend to the given and the cached tokens, none after the query's own."""
@@ -153,15 +155,9 @@ class TextDecoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.d_model)
         self.dropout = Dropout(config.dropout)
 
-    def embed(self, decoder_ids: Tensor, places: slice | Tensor | None = None) -> Tensor:
-        """Map ids (B, L) at the given positions, the first L, to the first layer's input."""
-        places = slice(0, decoder_ids.shape[1]) if places is None else places
-        if isinstance(places, slice) and places.stop > self.positions.shape[0]:
-            raise ValueError(
-                f"{places.stop} tokens are more than the decoder's {self.positions.shape[0]} "
-                "positions: shorten the target"
-            )
-        return self.dropout(self.token_embedding(decoder_ids) + self.positions[places])
+    def embed(self, decoder_ids: Tensor, positions: Tensor) -> Tensor:
+        """Map ids (B, L), whose learned positions are (L, D), to the first layer's input."""
+        return self.dropout(self.token_embedding(decoder_ids) + positions)
 
     def forward(
         self,
@@ -174,15 +170,15 @@ class TextDecoder(nn.Module):
         if cache is None:
             if encoded is None:
                 raise ValueError("the decoder needs the encoded audio or a cache made from it")
-            x = self.embed(decoder_ids)
+            x = self.embed(decoder_ids, positions_from(self.positions, 0, decoder_ids.shape[1]))
             for layer, cross in zip(self.layers, self.cross_keys_values(encoded), strict=True):
-                x = layer(x, cross)
+                x = layer(x, ProjectedAudio(*cross))
                 if states is not None:
                     states.append(x)
         else:
-            x = self.embed(decoder_ids, cache.places(decoder_ids.shape[1]))
-            for index, layer in enumerate(self.layers):
-                x = layer(x, cache.source(index), cache.layers[index])
+            x = self.embed(decoder_ids, cache.next_positions(self.positions, decoder_ids.shape[1]))
+            for layer, audio, past in zip(self.layers, cache.audio, cache.layers, strict=True):
+                x = layer(x, audio, past)
         return self.final_norm(x)
 
     def cross_keys_values(self, encoded: Tensor) -> list[KeysValues]:
@@ -274,7 +270,8 @@ class Whisper(SpeechModel):
             num_beams: Sequences per utterance, adjacent in the batch of ``decode``.
         """
         cross = self.decoder.cross_keys_values(encoded)
-        return KVCache(cross, len(cross), max_tokens, num_beams)
+        audio = [ProjectedAudio(*each).contiguous() for each in cross]
+        return KVCache(audio, max_tokens, num_beams)
 
     def decode(
         self,
