@@ -82,7 +82,8 @@ def refuse_special(path: Path) -> None:
     Raises:
         ValueError: If ``path`` is one.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    # Of these a name that no file can have is not an error, as it is of pathlib's.
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise ValueError(f"{path} is a pipe or a device: put a file there, or remove it")
 
 
@@ -307,7 +308,7 @@ def shown(value: object) -> str:
     """Return ``value`` for a message: in one line, cut where it is long."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a huge number"
-    text = _SHORT.repr(value)
+    text = " ".join(_SHORT.repr(value).splitlines())  # tensors take several
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
 
 

@@ -7,6 +7,7 @@ Source:
     nothing that a corpus holds is executed.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def _locate(
             f"{folder / 'segments'}: {utt_id}: {segment!r} is not `recording start end` of a "
             "recording in wav.scp: mend it"
         ) from None
+    if not source:
+        raise ValueError(f"{folder / 'wav.scp'}: {recording} has no path: mend it")
     if source.endswith("|"):
         raise ValueError(
             f"{folder / 'wav.scp'}: {recording} is a command, and none is run: write its output "
@@ -88,7 +91,7 @@ def _locate(
         )
     path = folder / source
     # Kaldi takes paths from where it is run.
-    return (path if path.exists() else Path(source)), begin, None if end < 0 else end
+    return (path if os.path.exists(path) else Path(source)), begin, None if end < 0 else end
 
 
 def _read_optional(path: Path) -> dict[str, str]:

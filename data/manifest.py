@@ -12,6 +12,7 @@ Source:
 import csv
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -139,9 +140,10 @@ def _read_columns(manifest: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
 
     names = header[1]
     if "path" not in names:
+        found = ", ".join(" ".join(name.split()) for name in names) or "none"
         raise ValueError(
-            f"{manifest}: line 1: no column path among {', '.join(names) or 'none'}: name the "
-            f"columns, of {', '.join(COLUMNS)}"
+            f"{manifest}: line 1: no column path among {found}: name the columns, of "
+            f"{', '.join(COLUMNS)}"
         )
     for number, values in rows:
         if len(values) != len(names):
@@ -176,7 +178,8 @@ def _read_row(row: Row, manifest: Path, wanted: Wanted) -> Utterance:
     """Turn a row into an utterance."""
     where = f"{manifest}: line {row['line']}"
     path = manifest.parent / row["path"]
-    if not path.exists() and (in_clips := manifest.parent / "clips" / row["path"]).exists():
+    in_clips = manifest.parent / "clips" / row["path"]
+    if not os.path.exists(path) and os.path.exists(in_clips):
         path = in_clips
     begin = _seconds(row, "start", where)
     end = _seconds(row, "end", where)

@@ -1,6 +1,7 @@
 """Choose a part of a training split: by sex, dialect region, a list or amount of speech."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def select_subset(utterances: Sequence[Utterance], subset: str) -> list[Utteranc
     listed: set[str] | None = None
     for pair in subset.split(","):
         key, _, value = pair.strip().partition("=")
-        if not value and Path(key).exists():
+        if not value and os.path.exists(key):
             listed = _read_list(Path(key))
             continue
         if key not in ("sex", "dialect", "minutes") or not value or key in wanted:

@@ -121,6 +121,12 @@ def test_openai_sizes_that_the_weights_do_not_have_are_refused(tmp_path, randomi
             load_weights(tmp_path / "b.pt")
 
 
+def test_an_error_of_a_part_that_knows_no_file_names_it(tmp_path):
+    torch.save({"dims": {}, "model_state_dict": {"x": torch.ones(1)}}, tmp_path / "tiny.pt")
+    with pytest.raises(ValueError, match=r"tiny.pt: .*\S"):
+        load_weights(tmp_path / "tiny.pt")
+
+
 def fairseq_tensors(tensors: dict, is_layer_norm: bool) -> dict:
     named = renamed(tensors, TO_FAIRSEQ)
     norm = "2.1" if is_layer_norm else "2"

@@ -348,6 +348,9 @@ def test_a_corpus_at_another_rate_is_resampled_where_asked_to(
 
 BAD_MANIFESTS = {
     "no path": ("a.csv", "name,text\na,b\n", "line 1: no column path among name, text"),
+    "lines in names": ("a.csv", '"a\rb",c\n', "no column path among a b, c: name"),
+    "long path": ("a.csv", f"path,text\n{'y' * 5000},b\n", "cannot read .*yyy: File name too long"),
+    "NUL in path": ("a.csv", "path,text\ny\0,b\n", "cannot read .*a.csv|cannot read .*y|NUL"),
     "empty": ("a.csv", "", "no column path among none"),
     "no rows": ("a.csv", "path,text\n", "no rows"),
     "columns": ("a.tsv", "path\ttext\na.wav\tb\tc\n", "line 2: 3 columns where line 1 has 2"),
@@ -377,6 +380,9 @@ def test_a_bad_manifest_is_refused_with_its_line(
 
 BAD_KALDI = {
     "command": ({"wav.scp": "a sox x.wav - |\n"}, "a is a command, and none is run"),
+    "no path": ({"wav.scp": "a\n"}, "wav.scp: a has no path: mend it"),
+    "long path": ({"wav.scp": f"a {'y' * 5000}\n"}, "cannot read y.*: File name too long"),
+    "NUL in path": ({"wav.scp": "a y\0\n"}, "cannot read y.*: embedded null byte"),
     "twice": ({"wav.scp": "a x.wav\na x.wav\n"}, "wav.scp: line 2: a second line for a"),
     "segment": ({"segments": "u a 0\n"}, "segments: u: 'a 0' is not `recording start end`"),
     "recording": ({"segments": "u b 0 1\n"}, "segments: u: 'b 0 1' is not"),

@@ -22,6 +22,7 @@ from data.files import (
     read_json_lines,
     read_toml,
     remove_left_overs,
+    shown,
     take_lock,
     temporary_beside,
     to_json,
@@ -189,3 +190,9 @@ def test_bits_that_do_not_fill_the_shape_are_refused() -> None:
     packed = pack_bits(torch.ones(3, 5, dtype=torch.bool)) | {"shape": [3, 6]}
     with pytest.raises(ValueError, match="mask 'w' has 2 bytes for 18 bits"):
         unpack_bits(packed, "w")
+
+
+@pytest.mark.parametrize("value", [torch.ones(4, 4), "a\nb", {"a": torch.zeros(3, 3)}], ids=str)
+def test_any_value_is_shown_in_one_short_line(value: object) -> None:
+    assert len(shown(value).splitlines()) == 1
+    assert len(shown(value)) <= 60

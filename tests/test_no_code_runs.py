@@ -359,7 +359,9 @@ def _check(
     assert not marker.exists()
     assert status in (0, 1, 2)
     assert "Traceback" not in errors
-    assert path.name in errors, errors
+    # The last is text, which a file of texts may hold.
+    may_be_read = payload == "a module to import" and path.suffix not in (".pt", ".bin", ".ckpt")
+    assert may_be_read or path.name in errors, errors
 
 
 def _suited(place: str) -> str:

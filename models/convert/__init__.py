@@ -43,6 +43,15 @@ def load_weights(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     if not path.exists() and HUB_ID.fullmatch(path.as_posix()):
         path = download(path.as_posix())
+    try:
+        return _load(path)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from None  # the reader of a part knows no file
+
+
+def _load(path: Path) -> Checkpoint:
     content = None
     if "model_type" not in read_json(path / "config.json", needed=False):
         path = checkpoint_file(path)

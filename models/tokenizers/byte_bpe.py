@@ -183,7 +183,10 @@ class ByteBPETokenizer:
         if added_tokens is not None:
             added |= take_table(JsonFile.read(Path(added_tokens), needed=True), "id")
         ordinary = {t: i for t, i in tokens.items() if t not in added}
-        return cls(_by_id(ordinary, vocab), [m for m in lines if m], added, language, task)
+        try:
+            return cls(_by_id(ordinary, vocab), [m for m in lines if m], added, language, task)
+        except ValueError as error:
+            raise ValueError(f"{vocab} and {merges} do not fit together: {error}") from None
 
     @property
     def is_multilingual(self) -> bool:
