@@ -16,6 +16,7 @@ from torch import Tensor
 from data import compressed
 from data.damage import count_text_mode_bytes, has_shifted_bytes
 from data.files import refuse_special, warn_once
+from data.resample import check_rates
 from data.resample import resample as change_rate
 from data.sphere import MAGIC, SAMPLE_RATE, PcmLayout, read_sphere_layout
 
@@ -148,9 +149,10 @@ def _open(path: Path) -> BinaryIO:
     refuse_special(path)
     try:
         return path.open("rb")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: NUL in its name
+        reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"cannot read {path}: {error.strerror}: check the path and its permissions"
+            f"cannot read {path}: {reason}: check the path and its permissions"
         ) from None
 
 
@@ -169,6 +171,11 @@ def _read_header(path: Path, resample: bool) -> tuple[int, int]:
         raise ValueError(
             f"{path}: {sample_rate} Hz, wanted {SAMPLE_RATE}: give --resample, or {_REMEDY}"
         )
+    if sample_rate != SAMPLE_RATE:
+        try:
+            check_rates(sample_rate, SAMPLE_RATE)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     return recorded, sample_rate
 
 

@@ -9,6 +9,19 @@ from torch import Tensor
 
 _ZERO_CROSSINGS = 6  # of the sinc, on each side
 _ROLLOFF = 0.99  # of the lower Nyquist frequency, where the filter cuts
+_LEAST_RATE = 1000  # Hz; of fewer there are more new samples than memory
+_MOST_VALUES = 4_000_000  # of the filters, which rates without a common divisor make huge
+
+
+def check_rates(from_rate: int, to_rate: int) -> None:
+    """Check that one rate can be changed to another.
+
+    Raises:
+        ValueError: If it would take gigabytes: 15,999 Hz to 16,000 took 12.
+    """
+    divisor = math.gcd(from_rate, to_rate)
+    if from_rate < _LEAST_RATE or from_rate * to_rate > _MOST_VALUES * divisor**2:
+        raise ValueError(f"{from_rate} Hz can't be resampled to {to_rate}: convert it, e.g. by sox")
 
 
 def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -22,6 +35,9 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
     Returns:
         (ceil(S * to_rate / from_rate),) of the same dtype.
 
+    Raises:
+        ValueError: As :func:`check_rates`.
+
     Source:
         Smith, "Digital audio resampling" (ccrma.stanford.edu/~jos/resample); filter and lengths as
         ``torchaudio.functional.resample`` has them by default.
@@ -31,6 +47,7 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
     new = to_rate // divisor
     if old == new:
         return waveform
+    check_rates(from_rate, to_rate)
     kernels = _kernels(old, new).to(waveform)
     width = (kernels.shape[-1] - old) // 2
     padded = F.pad(waveform[None, None], (width, width + old))

@@ -344,3 +344,15 @@ def test_normalize_waveform_equals_hugging_face() -> None:
     single = waveform.float()
     theirs = extractor(single.numpy(), sampling_rate=16000).input_values[0]
     assert (normalize_waveform(single) - torch.as_tensor(theirs)).abs().max() < 5e-5  # observed 0
+
+
+@pytest.mark.parametrize("rate", [1, 999, 15_999, 44_099, 2**31 - 1])
+def test_rates_that_would_take_gigabytes_are_refused_by_name(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "a.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(bytes(400))
+    with pytest.raises(ValueError, match=f"a.wav: {rate} Hz can't be resampled to 16000"):
+        measure(path, resample=True)
