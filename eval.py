@@ -8,6 +8,8 @@ The checkpoint carries the model, its tokenizer and its frontend, so nothing abo
 asked for here. An utterance's hypothesis does not depend on the utterances it is batched with.
 """
 
+import data.start  # noqa: F401  # isort: skip  # Ctrl-C during the imports below
+
 import math
 import sys
 import time
@@ -392,7 +394,6 @@ def evaluate(options: EvalOptions) -> JsonObject:
     decoding = Decoding(search, options.batch_seconds, options.merge_sil)
     scores = score(task, checkpoint, split, decoding)
     report = results(scores, checkpoint)
-    report_scores(report, scores)
     if options.trn:
         Path(options.trn).mkdir(parents=True, exist_ok=True)
         utt_ids = [utterance.utt_id for utterance in split.utterances]
@@ -400,6 +401,7 @@ def evaluate(options: EvalOptions) -> JsonObject:
             write_trn(Path(options.trn) / f"{name}.trn", list(zip(utt_ids, side, strict=True)))
     if options.json:
         write_json(Path(options.json), report)
+    report_scores(report, scores)  # last: nobody may be reading what is printed
     return report
 
 
@@ -566,13 +568,16 @@ def transcribe_recordings(options: EvalOptions) -> None:
         waveforms = [read_audio(paths[i], resample=True) for i in group]
         transcripts = transcriber.transcribe_all(waveforms, times=options.json is not None)
         for i, transcript in zip(group, transcripts, strict=True):
-            print(f"{paths[i]}\t{transcript.text}", flush=True)
+            if not options.json:
+                print(f"{paths[i]}\t{transcript.text}", flush=True)
             about = asdict(transcript)
             timed = {unit: words} if (words := about.pop("words")) else {}
             described.append({"path": str(paths[i]), **about, **timed})
     if options.json:
         about = {"model": checkpoint.run.model, "decode": search.describe()}
         write_json(Path(options.json), about | {"recordings": described})
+        for recording in described:  # after the file: nobody may be reading what is printed
+            print(f"{recording['path']}\t{recording['text']}")
 
 
 def _groups(lengths: Sequence[int], seconds: float) -> Iterator[list[int]]:

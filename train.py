@@ -6,6 +6,8 @@
 options, events, checkpoints, masks and results in the folder ``--out``.
 """
 
+import data.start  # noqa: F401  # isort: skip  # Ctrl-C during the imports below
+
 import math
 import shutil
 import sys
@@ -13,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -282,6 +285,8 @@ def train_in_folder(plan: Plan) -> int:
         said = f"{plan.method} prunes nothing at sparsity 0: give --sparsity, 0.6 for 60 percent"
         print(said, file=sys.stderr)
     if (out / "results.json").is_file():
+        if writes:  # the process may have been killed before it came to that
+            remove_what_is_done_with(out, options.keep)
         print(summary(read_results(out / "results.json")), f"{out} is finished", sep="\n")
         return 0
 
@@ -310,7 +315,8 @@ def run_plan(plan: Plan) -> int:
             out / "manifest.tsv",
             {each.utt_id for each in run.data.train.utterances} - {u.utt_id for u in run.train},
         )
-        write_json(out / "config.json", config | {"run": run.checkpoint.run.stored()})
+        begun_with = replace(run.checkpoint.run, step=None, steps=None)  # also where it goes on
+        write_json(out / "config.json", config | {"run": begun_with.stored()})
 
     if not fit_stages(run):
         tqdm.write(f"interrupted at step {run.step}; go on with --resume {out / 'last.pt'}")
@@ -320,14 +326,19 @@ def run_plan(plan: Plan) -> int:
     if not writes:
         return 0
     write_json(out / "results.json", report)
-    (out / "initial.pt").unlink(missing_ok=True)
-    shutil.rmtree(out / "inputs", ignore_errors=True)
-    if options.keep == "best":
-        for name in NEEDED_TO_RESUME:
-            (out / name).unlink(missing_ok=True)
+    remove_what_is_done_with(out, options.keep)
     print(summary(report["dev"]), summary(report), report["protocol"], sep="\n")
     print(f"{command('eval')} --ckpt {out / 'best.pt'}")
     return 0
+
+
+def remove_what_is_done_with(out: Path, keep: str) -> None:
+    """Remove from the folder of a finished run what only its training needed."""
+    (out / "initial.pt").unlink(missing_ok=True)
+    shutil.rmtree(out / "inputs", ignore_errors=True)
+    if keep == "best":
+        for name in NEEDED_TO_RESUME:
+            (out / name).unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

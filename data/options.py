@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import io
 import math
 import os
 import re
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from data.files import JsonObject, read_toml, warn_once
+from data.start import take_interrupts
 
 Options = TypeVar("Options")
 
@@ -44,6 +46,8 @@ STATUS_MISTAKE = 2  # the user's
 STATUS_INTERRUPTED = 128 + signal.SIGINT
 STATUS_CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows lacks
 
+_MOST = 2**31 - 1
+"""Whole numbers beyond it overflow somewhere: seeds, sizes of tensors."""
 _WANTED = {
     bool: "true or false",
     int: "a whole number",
@@ -76,6 +80,10 @@ def run_program(name: str, main: Callable[[], int | None]) -> int:
         program that the system stops for it, where what is printed goes into a pipe that nobody
         reads any longer.
     """
+    take_interrupts()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a console can't show it spells out
+            stream.reconfigure(errors="backslashreplace")
     showwarning, warnings.showwarning = warnings.showwarning, _show_warning
     try:
         status = main() or 0
@@ -123,9 +131,10 @@ def option(
     default: Any = dataclasses.MISSING,
     choices: Sequence[Any] | None = None,
     positive: bool = False,
+    least: int | None = None,
 ) -> Any:
     """Describe a dataclass field that is a flag: its help, its default and what it may be."""
-    metadata = {"help": help, "choices": choices, "positive": positive}
+    metadata = {"help": help, "choices": choices, "positive": positive, "least": least}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -297,8 +306,8 @@ def check_value(cls: type, name: str, value: Any, where: str) -> Any:
         where: What a message calls the field.
 
     Raises:
-        ValueError: If it is of another type, none of the field's choices, or not positive where
-            that is wanted.
+        ValueError: If it is of another type, none of the field's choices, not finite, or less than
+            the field takes.
     """
     (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
     kind, optional = _field_type(cls, field)
@@ -315,6 +324,13 @@ def check_value(cls: type, name: str, value: Any, where: str) -> Any:
         raise ValueError(f"{where} is {value!r}: choose from {', '.join(map(str, choices))}")
     if field.metadata.get("positive") and not 0 < value < math.inf:
         raise ValueError(f"{where} is {value}: give a positive number")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}: give a finite number")
+    if kind is int and not -_MOST <= value <= _MOST:
+        raise ValueError(f"{where} is {value}: give a number of at most {_MOST:,}")
+    least = field.metadata.get("least")
+    if least is not None and value < least:
+        raise ValueError(f"{where} is {value}: give {least} or more")
     return value
 
 

@@ -28,6 +28,8 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
+        if name.split(":")[0] not in ("cpu", "cuda"):
+            raise RuntimeError(f"nothing here was tried on {name}")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
         why = _why_not_cuda() if name.split(":")[0] == "cuda" else ""

@@ -36,6 +36,7 @@ def prune_option(
     default: Any,
     choices: Sequence[Any] | None = None,
     positive: bool = False,
+    least: int | None = None,
     needs: str | None = None,
     vital: bool = False,
 ) -> Any:
@@ -46,12 +47,13 @@ def prune_option(
         default: With which it changes nothing in a method that does not take it.
         choices: What it may be.
         positive: Whether it must be.
+        least: The least that it may be.
         needs: Name of an attribute of :class:`Schedule`, true for the methods that take it; without
             it all do whose options have the field.
         vital: Whether a run without it would not be what was asked for, so that it is refused, not
             left out, where the method does not take it.
     """
-    metadata = {"help": help, "choices": choices, "positive": positive}
+    metadata = {"help": help, "choices": choices, "positive": positive, "least": least}
     return field(default=default, metadata=metadata | {"needs": needs, "vital": vital})
 
 
@@ -123,7 +125,9 @@ class PruneOptions:
         None,
         needs="has_stages",
     )
-    seed: int = prune_option("seed of weights, data order, dropout, masking and random masks", 0)
+    seed: int = prune_option(
+        "seed of weights, data order, dropout, masking and random masks", 0, least=0
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges."""

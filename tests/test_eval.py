@@ -125,3 +125,16 @@ def test_protocol_says_what_audio_is_padded_to(
 ) -> None:
     assert evaluation.main(["--ckpt", str(noisy_checkpoint[name])]) == 0
     assert padded in capsys.readouterr().out.splitlines()[0]
+
+
+def test_results_are_written_before_anything_is_printed(
+    noisy_checkpoint: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody_reads(*args: object, **kwargs: object) -> None:
+        raise ValueError("nobody reads")
+
+    monkeypatch.setattr("builtins.print", nobody_reads)
+    flags = ["--trn", str(tmp_path / "trn"), "--json", str(tmp_path / "a.json")]
+    assert evaluation.main(["--ckpt", str(noisy_checkpoint["w2v2-demo"]), *flags]) == 2
+    assert json.loads((tmp_path / "a.json").read_text())["split"] == "test"
+    assert (tmp_path / "trn" / "hyp.trn").is_file()

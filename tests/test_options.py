@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+import train
 from data.options import (
     OptionParser,
     add_options,
@@ -22,6 +24,7 @@ from data.options import (
     parse_options,
     run_program,
 )
+from models.device import resolve_device
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ def test_add_options_leaves_flags_not_given_out_of_the_namespace() -> None:
     assert vars(parser.parse_args(["--prune_every", "3"])) == {"prune_every": 3}
 
 
-def _exit_status(work: str, **streams: int) -> "subprocess.Popen[str]":
+def _exit_status(work: str, encoding: str = "utf-8", **streams: int) -> "subprocess.Popen[str]":
     """Start a process whose program does ``work``."""
     code = f"import sys; from data.options import run_program\ndef main():\n    {work}\n"
     return subprocess.Popen(
@@ -197,6 +200,7 @@ def _exit_status(work: str, **streams: int) -> "subprocess.Popen[str]":
         stdout=streams.get("stdout", subprocess.PIPE),
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
     )
 
 
@@ -269,3 +273,68 @@ def test_check_value_returns_what_the_field_holds() -> None:
     assert type(check_value(Example, "lr", 1, "here")) is float
     assert check_value(Example, "epochs", "none", "here") is None
     assert check_value(Example, "method", "parp", "here") == "parp"
+
+
+PROGRAM_FLAGS = {
+    "train.py": ["train.py", "--help"],
+    "eval.py": ["eval.py", "--help"],
+    "models.convert": ["-m", "models.convert", "--help"],
+    "pruning.sweep": ["-m", "pruning.sweep", "--help"],
+    "pruning.report": ["-m", "pruning.report", "--help"],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PROGRAM_FLAGS)
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.4])
+def test_a_program_that_is_interrupted_while_it_imports_says_nothing(
+    name: str, seconds: float
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *PROGRAM_FLAGS[name]],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == b""
+
+
+def test_what_a_console_cannot_show_is_spelled_out() -> None:
+    process = _exit_status("print('caf\\u00e9')", "ascii")
+    assert process.communicate() == ("caf\\xe9\n", "")
+    assert process.returncode == 0
+
+
+def test_a_mistake_that_a_console_cannot_show_is_spelled_out() -> None:
+    process = _exit_status("raise ValueError('no file \\u00e9')", "ascii")
+    assert process.communicate()[1] == "name: error: no file \\xe9\n"
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["warmup", "hold", "weight_decay", "lr", "dropout", "temperature"])
+def test_number_that_is_not_finite_is_refused_by_its_flag(
+    capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    assert train.main(["--model", "w2v2-demo", "--data", "demo", f"{flag}={value}"]) == 2
+    line = capsys.readouterr().err
+    assert flag in line
+    assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [-1, 2**31, 10**20])
+def test_seed_out_of_range_is_refused_by_its_flag(
+    capsys: pytest.CaptureFixture[str], value: int
+) -> None:
+    assert train.main(["--model", "w2v2-demo", "--data", "demo", f"--seed={value}"]) == 2
+    assert f"--seed is {value}: give" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "xla", "--", "a\nb"])
+def test_device_that_is_no_cpu_or_cuda_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="can't be used"):
+        resolve_device(name)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train
+from data.files import TEMPORARY
 from data.options import parse_options
 from models.checkpoint import load_checkpoint
 from pruning.mask_file import load_masks
@@ -172,12 +173,14 @@ def test_run_interrupted_in_a_stage_and_resumed_equals_an_undisturbed_one(
     assert _run(small_corpus, tmp_path / "halves", method, *flags, steps=4) == 130
     monkeypatch.undo()
     assert stopped == [3]
+    config = (tmp_path / "halves" / "config.json").read_bytes()
     torch.manual_seed(999)
     flags = (*flags, "--resume", "auto")
     assert _run(small_corpus, tmp_path / "halves", method, *flags, steps=4) == 0
     halves = tmp_path / "halves"
     assert _differing(_weights(tmp_path / "whole/last.pt"), _weights(halves / "last.pt")) == []
     assert _events(tmp_path / "whole") == _events(halves)
+    assert (halves / "config.json").read_bytes() == config
 
 
 def test_run_killed_before_its_first_save_begins_anew(
@@ -209,6 +212,19 @@ def test_run_killed_between_two_stages_goes_on_with_the_next(
     monkeypatch.undo()
     assert _run(small_corpus, out, "omp", "--resume", "auto") == 0
     assert _differing(_weights(out / "best.pt"), _weights(omp / "best.pt")) == []
+
+
+def test_finished_run_loses_what_a_kill_kept_it_from_removing(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert _run(small_corpus, out, "parp") == 0
+    names = {path.name for path in out.iterdir()}
+    (out / "initial.pt").write_bytes(b"")
+    (out / "inputs").mkdir()
+    (out / f".last.pt.99999{TEMPORARY}").write_bytes(b"")
+    assert _run(small_corpus, out, "parp", "--resume", "auto") == 0
+    assert {path.name for path in out.iterdir()} == names
 
 
 def test_finished_run_is_left_alone_when_resumed(
