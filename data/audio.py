@@ -63,8 +63,8 @@ def measure(
     """
     path = Path(path)
     recorded, sample_rate = _read_header(path, resample)
-    start = round(begin * sample_rate)
-    stop = recorded if end is None else round(end * sample_rate)
+    start = _place(begin, sample_rate)
+    stop = recorded if end is None else _place(end, sample_rate)
     if recorded < stop <= recorded + _ROUNDING_SECONDS * sample_rate:
         stop = recorded
     if not 0 <= start < stop <= recorded:
@@ -73,6 +73,12 @@ def measure(
             f"{recorded / sample_rate:g} s: correct the times"
         )
     return Span(path, start, math.ceil((stop - start) * SAMPLE_RATE / sample_rate), sample_rate)
+
+
+def _place(seconds: float, sample_rate: int) -> int:
+    """Return the sample at a time; -1, which is none, where the time is no number."""
+    samples = seconds * sample_rate
+    return round(samples) if math.isfinite(samples) else -1
 
 
 def read_audio(

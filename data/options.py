@@ -43,6 +43,7 @@ COMMANDS = {
 }
 ELSEWHERE = "give another place, or make it usable"
 STATUS_MISTAKE = 2  # the user's
+_LONGEST_MESSAGE = 6000  # characters; more is what a damaged file holds
 STATUS_INTERRUPTED = 128 + signal.SIGINT
 STATUS_CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows lacks
 
@@ -90,7 +91,7 @@ def run_program(name: str, main: Callable[[], int | None]) -> int:
         sys.stdout.flush()
         return status
     except ValueError as error:
-        sys.stderr.write(f"{name}: error: {' '.join(str(error).splitlines())}\n")
+        sys.stderr.write(f"{name}: error: {_in_one_line(str(error))}\n")
         return STATUS_MISTAKE
     except KeyboardInterrupt:
         return STATUS_INTERRUPTED
@@ -105,6 +106,13 @@ def run_program(name: str, main: Callable[[], int | None]) -> int:
         return STATUS_MISTAKE
     finally:
         warnings.showwarning = showwarning
+
+
+def _in_one_line(message: str) -> str:
+    """Return a message without line ends, and without the middle where a file made it very long."""
+    line = " ".join(message.splitlines())
+    half = _LONGEST_MESSAGE // 2
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -72,7 +72,7 @@ def describe_content(content: Any) -> str:
     if not isinstance(content, dict):
         return f"a {type(content).__name__}"
     program = next((name for key, name in _PROGRAMS.items() if key in content), None)
-    keys = [str(key)[:60] for key in content]
+    keys = [" ".join(str(key)[:60].splitlines()) for key in content]
     shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if keys[4:] else "")
     return f"{f'a checkpoint of {program} with ' if program else ''}{shown or 'nothing'}"
 

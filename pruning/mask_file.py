@@ -90,9 +90,10 @@ def load_masks(path: str | os.PathLike[str]) -> MaskFile:
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(found, str) or found != FORMAT:
         raise ValueError(f"{path} is no mask file: its format is not {FORMAT!r}; give a masks.pt")
-    if content.get("version") != VERSION:
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:  # a tensor has no one answer
         raise ValueError(
-            f"{path} is a mask file of version {shown(content.get('version'))}, this program reads "
+            f"{path} is a mask file of version {shown(version)}, this program reads "
             f"{VERSION}: use the program that wrote it"
         )
     check_fields(content, _CONTENT, path, AGAIN)

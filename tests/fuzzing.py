@@ -255,7 +255,8 @@ def _probe_some(
 def _limited() -> Iterator[None]:
     """Let what asks for gigabytes fail, and not take the machine with it."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (int(_memory("VmSize") + 10 * BYTES), limits[1]))
+    if size := _memory("VmSize"):
+        resource.setrlimit(resource.RLIMIT_AS, (int(size + 10 * BYTES), limits[1]))
     try:
         yield
     finally:

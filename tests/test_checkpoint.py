@@ -141,6 +141,13 @@ def test_load_checkpoint_refuses_scope_patterns_that_are_not_ours(tmp_path, patt
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("version", [torch.ones(3), True, None, "1", 1.0])
+def test_load_checkpoint_refuses_a_version_that_is_none(tmp_path, version):
+    path = saved(tmp_path / "a.pt", version=version)
+    with pytest.raises(ValueError, match=r"a.pt is not consistent: it has checkpoint version"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_check_pattern_takes_every_scope_of_a_family(family, biases):

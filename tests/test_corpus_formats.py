@@ -360,6 +360,9 @@ BAD_MANIFESTS = {
     "json list": ("a.jsonl", "[1]\n", "line 1: no JSON object"),
     "times": ("a.csv", "path,text,start\nx.wav,b,one\n", "line 2: start is 'one': give seconds"),
     "phones": ("a.csv", "path,text,phones\nx.wav,b,aa qq\n", "line 2: unknown phone 'qq'"),
+    "end NaN": ("a.csv", "path,text,end\nx.wav,b,nan\n", "x.wav: 0 s to nan s are no|a.csv: line"),
+    "start huge": ("a.csv", "path,text,start\nx.wav,b,1e308\n", "x.wav: 1e.308 s to None s are no"),
+    "end infinite": ("a.csv", "path,text,end\nx.wav,b,inf\n", "line 2: end is .inf.: give seconds"),
     "beyond": ("a.csv", "path,text,end\nx.wav,b,9\n", "x.wav: 0 s to 9 s are no part of its 0.1 s"),
     "missing": ("a.csv", "path,text\ny.wav,b\n", "cannot read .*y.wav"),
     "no text": ("a.csv", "path,text\nx.wav,\n", "no text for x"),
@@ -385,6 +388,7 @@ BAD_KALDI = {
     "NUL in path": ({"wav.scp": "a y\0\n"}, "cannot read y.*: embedded null byte"),
     "twice": ({"wav.scp": "a x.wav\na x.wav\n"}, "wav.scp: line 2: a second line for a"),
     "segment": ({"segments": "u a 0\n"}, "segments: u: 'a 0' is not `recording start end`"),
+    "time NaN": ({"segments": "u a 0 nan\n"}, "x.wav: 0 s to nan s are no part"),
     "recording": ({"segments": "u b 0 1\n"}, "segments: u: 'b 0 1' is not"),
     "text": ({"text": "b hello\n"}, "no text for a"),
 }

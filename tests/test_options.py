@@ -213,6 +213,19 @@ def test_program_whose_output_nobody_reads_ends_quietly() -> None:
     assert process.returncode == 141
 
 
+def test_run_program_leaves_out_the_middle_of_a_mistake_that_a_file_made_long(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise ValueError(f"a.tsv: {'x' * 100_000}: mend it")
+
+    assert run_program("name", fail) == 2
+    line = capsys.readouterr().err
+    assert len(line) < 7000
+    assert line.startswith("name: error: a.tsv: xxx")
+    assert line.endswith("xxx: mend it\n")
+
+
 def test_run_program_prints_a_mistake_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise ValueError("no file a\nb: give another")

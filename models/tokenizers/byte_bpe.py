@@ -150,7 +150,10 @@ class ByteBPETokenizer:
         added = {token["content"]: token["id"] for token in tokens}
         if None in added or None in added.values():
             raise ValueError(f"{path}: an added token lacks its content or id: restore the file")
-        return cls(_by_id(model["vocab"], path), merges, added, language, task)
+        try:
+            return cls(_by_id(model["vocab"], path), merges, added, language, task)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     @classmethod
     def from_slow_files(
