@@ -354,7 +354,7 @@ def _read_segments(path: Path) -> list[tuple[int, int, str]]:
     """Read ``start end label`` lines. Words overlap here and there in TIMIT, so times are free."""
     segments = []
     for number, line in enumerate(read_text(path).rstrip().splitlines(), 1):
-        match = re.fullmatch(r"\s*(\d+)\s+(\d+)\s+(\S+)\s*", line)
+        match = re.fullmatch(r"\s*(\d{1,18})\s+(\d{1,18})\s+(\S+)\s*", line)
         if match is None:
             raise ValueError(
                 f"{path}: line {number}: {line.strip()!r} is not `start end label`: "

@@ -127,6 +127,7 @@ def test_unreadable_audio_is_named(
     [
         ("0 1000 h#\n1000 2000 xyz\n", "xyz"),
         ("0 1000 h#\n500 2000 aa\n", "overlap|before"),
+        (f"0 {'9' * 5000} h#\n", "start end label"),
         ("0 1000 h#\n2000 1500 aa\n", "backward|end"),
     ],
 )
