@@ -1,6 +1,7 @@
 """Sweeps with the real train.py, killed."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -99,3 +100,28 @@ def test_killed_sweep_on_ray_ends_with_the_results_of_a_local_one(
     (table, tensors), (local_table, local_tensors) = _outcome(out), undisturbed
     assert tensors == {name: local_tensors[name] for name in ("dense", "omp-0.5", "parp-0.5")}
     assert set(table.splitlines()) <= set(local_table.splitlines())
+
+
+@pytest.mark.long
+def test_sweep_killed_at_random_instants_ends_with_the_results_of_an_undisturbed_one(
+    small_corpus: Path, tmp_path: Path, undisturbed: tuple[bytes, dict[str, Any]]
+) -> None:
+    config = write_config(tmp_path, REAL_SMALL.replace("{corpus}", str(small_corpus)))
+    out = tmp_path / "study"
+    numbers = random.Random(0)
+    kills = 0
+    for _ in range(6):
+        process = start_sweep(config)
+        try:
+            process.wait(numbers.uniform(2.0, 12.0))
+        except subprocess.TimeoutExpired:
+            kill_all(process, out)
+            kills += 1
+    assert kills >= 2
+
+    status, output = end_of(start_sweep(config))
+    assert status == 0, output
+    assert "Traceback" not in output
+    (table, tensors), (whole_table, whole_tensors) = _outcome(out), undisturbed
+    assert tensors == {name: whole_tensors[name] for name in ("dense", "omp-0.5", "parp-0.5")}
+    assert set(table.splitlines()) <= set(whole_table.splitlines())

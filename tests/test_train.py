@@ -64,7 +64,8 @@ def test_no_steps_prune_and_score_the_initial_weights(
     flags = ("--method", "gmp", "--sparsity", "0.8", "--init", str(parp_run / "best.pt"))
     assert _run(small_corpus, tmp_path / "run", *flags, steps=0) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["steps"] == results["cost"]["steps"] == results["best_step"] == 0
+    assert results["steps"] == results["best_step"] == 0
+    assert (results["cost"]["fine_tuning_runs"], results["cost"]["steps"]) == (1, 6)  # the weights'
     before, after = _weights(parp_run / "best.pt"), _weights(tmp_path / "run" / "best.pt")
     masks = load_masks(tmp_path / "run" / "masks.pt").masks
     assert sum(int((~mask).sum()) for mask in masks.values()) == round(

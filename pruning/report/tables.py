@@ -49,7 +49,7 @@ speakers are drawn with replacement, or utterances where there are fewer than te
 seeds vary beyond that is added. The learning rate of a row is the one with the lowest dev rate; the
 test set played no part in the choice. Sparsity is the share of zeros in percent: asked for, in the
 pruned scope, of the whole model. Steps are optimizer steps of all fine-tuning runs that a method
-needs together; one-shot rows have none, they were pruned and scored without training.
+needs together; one-shot rows have none of their own, they were pruned and scored without training.
 """
 
 

@@ -56,7 +56,7 @@ def total_cost(run: Run) -> TrainingCost:
     """
     stages = [load_stage(run.out, name) for name in run.schedule.stages[:-1]]
     cost = TrainingCost(
-        fine_tuning_runs=len(run.schedule.stages),
+        fine_tuning_runs=len(run.schedule.stages) if run.steps else 0,
         steps=run.step + sum(stage.steps for stage in stages),
         training_seconds=run.seconds + sum(stage.seconds for stage in stages),
     )
