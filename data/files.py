@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import pickletools
 import reprlib
 import shutil
 import sys
@@ -15,6 +16,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -46,6 +48,7 @@ _LEAST = {"int": -_LARGEST_INT - 1, "id": 0, "size": 1}
 _SHAPE = "list of id"
 _LARGEST_TOML = 100_000  # bytes; the parser takes up to a second for them
 _MOST_DOTS_CUBED = 10**9  # the parser takes the cube of a key's dots, and 0.1 s for these
+_LONGEST_NAME = 1000  # of a class, which torch takes the square of to refuse
 _MOST_SHARED = 4
 """Tied weights are one storage under two names; more than that is no model."""
 
@@ -419,6 +422,20 @@ def _check_archive(path: Path) -> None:
         has_checksums = any(entry.CRC for entry in entries)  # torch can be told to leave them out
         if has_checksums and (damaged := archive.testzip()) is not None:
             raise _RefusedError(f"is damaged: {shown(damaged)} in it has another checksum")
+        for entry in entries:
+            if entry.filename.endswith("data.pkl"):
+                _check_class_names(archive.read(entry))
+
+
+def _check_class_names(pickled: bytes) -> None:
+    """Raise where the name of a class is so long that torch takes seconds to refuse it."""
+    longest = 0
+    with suppress(Exception):  # whatever else is wrong torch will say
+        for opcode, argument, _ in pickletools.genops(pickled):
+            if opcode.name == "GLOBAL":
+                longest = max(longest, len(str(argument)))
+    if longest > _LONGEST_NAME:
+        raise _RefusedError(f"is damaged: it names a class with {longest:,} letters")
 
 
 def _refuse_inflated(content: Any, num_bytes: int) -> None:

@@ -2,15 +2,18 @@
 
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.audio import measure
 from data.files import read_json, read_json_lines, read_toml
 from data.folders import read_text
 from data.timit import load_timit
+from models.convert import load_weights
 
 AT_ONCE = 2.0  # seconds; what was seen before took a minute, or had no end
 
@@ -96,3 +99,17 @@ def test_a_sentence_of_any_length_is_read_or_refused_at_once(
             load_timit(corpus, "test")
     else:
         assert sentence in {each.text for each in load_timit(corpus, "test")}
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_class_with_an_endless_name_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            is_pickle = name.endswith("data.pkl")
+            archive.writestr(name, b"ca\n" + b"b" * 30_000 + b"\n." if is_pickle else content)
+    with pytest.raises(ValueError, match="it names a class with 30,002 letters"):
+        load_weights(path)
