@@ -201,6 +201,7 @@ def fuzz(folders: dict[str, Path], tmp_path: Path, count: int, seed: int) -> Non
         (copies[folder] / file.name).write_text(file.read_text())
 
 
+@pytest.mark.long
 def test_any_value_in_any_field_loads_or_is_refused_in_one_line(folders, tmp_path):
     fuzz(folders, tmp_path, count=200, seed=0)
 

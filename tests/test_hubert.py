@@ -211,6 +211,7 @@ def test_run_from_a_hugging_face_folder_for_each_target(
     assert json.loads(scores.read_text())[name] == results[name]
 
 
+@pytest.mark.long
 def test_two_stage_run_is_reported_and_exported(small_corpus, demo_folder, tmp_path):
     flags = ("--method", "imp", "--prune-every", "2")
     assert run(small_corpus, demo_folder, tmp_path / "runs" / "run", *flags) == 0

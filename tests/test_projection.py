@@ -314,6 +314,7 @@ def test_training_run_projects_at_its_last_prune_and_draws_nothing_for_it(
         assert changed == (mask.dim() == 2)
 
 
+@pytest.mark.long
 def test_static_method_projects_the_initial_weights(small_corpus: Path, tmp_path: Path) -> None:
     for kind in ("none", "obs"):
         assert _run(small_corpus, tmp_path / kind, "--method", "mpi", "--projection", kind) == 0

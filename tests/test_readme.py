@@ -103,6 +103,7 @@ def place(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", OURS)
 def test_command_runs(place: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     found = program_of(command)

@@ -101,6 +101,7 @@ def test_html_goes_without_recordings_where_the_corpus_is_not_at_hand(
     assert "<audio" not in page
 
 
+@pytest.mark.long
 def test_plots_are_pdf_where_asked_for(tmp_path: Path) -> None:
     out = _report(tmp_path, "--format", "pdf")
     pdfs = list(out.glob("*.pdf"))

@@ -111,6 +111,7 @@ def test_imp_masks_remove_a_tenth_a_round_and_are_ranked_on_its_best_weights(imp
     assert _report(imp)["cost"]["steps"] == 3 * 3 + 6
 
 
+@pytest.mark.long
 def test_imp_of_lower_sparsity_takes_over_the_rounds_of_a_higher_one(
     small_corpus: Path, tmp_path: Path, imp: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_imp_of_lower_sparsity_takes_over_the_rounds_of_a_higher_one(
     assert {event["stage"] for event in _events(tmp_path / "shared")} == {2}
 
 
+@pytest.mark.long
 def test_parp_mask_trains_the_final_mask_of_a_parp_run(small_corpus: Path, tmp_path: Path) -> None:
     assert _run(small_corpus, tmp_path / "parp", "parp") == 0
     assert _run(small_corpus, tmp_path / "run", "parp-mask") == 0
@@ -129,6 +131,7 @@ def test_parp_mask_trains_the_final_mask_of_a_parp_run(small_corpus: Path, tmp_p
     assert _differing(found, used) == []
 
 
+@pytest.mark.long
 def test_rewinding_goes_back_to_an_early_dense_state(small_corpus: Path, tmp_path: Path) -> None:
     flags = ("--rewind-step", "2")
     assert _run(small_corpus, tmp_path / "omp", "omp", *flags) == 0
@@ -183,6 +186,7 @@ def test_run_interrupted_in_a_stage_and_resumed_equals_an_undisturbed_one(
     assert (halves / "config.json").read_bytes() == config
 
 
+@pytest.mark.long
 def test_run_killed_before_its_first_save_begins_anew(
     small_corpus: Path, tmp_path: Path, omp: Path
 ) -> None:
@@ -282,6 +286,7 @@ def test_rate_starts_again_at_the_reprunes_that_are_logged(
     assert rates[6] < rates[5] < 1e-2
 
 
+@pytest.mark.long
 def test_zeroed_moments_change_the_run_and_default_keeps_them(
     small_corpus: Path, tmp_path: Path
 ) -> None:

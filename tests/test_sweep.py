@@ -399,6 +399,7 @@ def _going_on(text: str, runs: Path) -> str:
     return text.replace("[train]", f'finished = "{runs}"\n[train]', 1)
 
 
+@pytest.mark.long
 def test_sweep_goes_on_from_a_report_alone(tmp_path: Path) -> None:
     runs = _finished_elsewhere(tmp_path, TUNED)
     names = {run["name"] for run in json.loads(runs.read_text())["runs"]}

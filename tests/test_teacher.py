@@ -95,6 +95,7 @@ def test_every_method_learns_from_a_teacher(
     assert event["loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "flags"),
     [
@@ -188,6 +189,7 @@ def test_gradual_pruning_learns_from_the_model_that_its_dense_phase_left(
     assert not _differing(_weights(whole / "last.pt"), _weights(halves / "last.pt"))
 
 
+@pytest.mark.long
 def test_dense_stage_that_is_taken_over_teaches_as_one_that_was_trained(
     small_corpus: Path, tmp_path: Path, taught_omp: Path
 ) -> None:
@@ -247,6 +249,7 @@ def test_file_of_a_checkpoint_teaches_and_its_steps_count(
     assert (cost["fine_tuning_runs"], cost["steps"]) == (2, 4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("teacher", "runs", "steps"),
     [("none", 2, 4 + 3), ("the same", 2, 4 + 3), ("another", 3, 4 + 3 + 3)],
