@@ -12,7 +12,12 @@ Schema = Mapping[str, Any]
 object; or a schema in a list, for a list of objects. The name "*" stands for every other field."""
 
 PLAIN = "bool or number or str or null"
-OPTIONS: Schema = {"method": "str or null", "teacher": "str or null or missing", "*": PLAIN}
+OPTIONS: Schema = {
+    "method": "str or null",
+    "init": "str or null or missing",
+    "teacher": "str or null or missing",
+    "*": PLAIN,
+}
 CONFIG: Schema = {
     "options": OPTIONS,
     "recipe": {"lr": "number", "*": PLAIN},
