@@ -157,8 +157,9 @@ def _open(path: Path) -> BinaryIO:
         return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: NUL in its name
         reason = getattr(error, "strerror", None) or error
+        name = " ".join(str(path).splitlines())
         raise ValueError(
-            f"cannot read {path}: {reason}: check the path and its permissions"
+            f"cannot read {name}: {reason}: check the path and its permissions"
         ) from None
 
 

@@ -22,6 +22,10 @@ def kind_of(magic: bytes) -> str | None:
     return next((kind for start, kind in MAGICS.items() if magic.startswith(start)), None)
 
 
+_MOST_SAMPLES_A_BYTE = 10_000
+"""Silence takes least: FLAC has 65,535 samples of it in 14 bytes."""
+
+
 def read_header(path: Path, kind: str) -> tuple[int, int]:
     """Return a recording's number of samples and its sample rate in Hz.
 
@@ -36,6 +40,11 @@ def read_header(path: Path, kind: str) -> tuple[int, int]:
     if info.channels != 1:
         raise ValueError(
             f"{path}: {info.channels} channels, wanted 1: mix them down, e.g. `sox IN -c 1 OUT`"
+        )
+    if info.frames > _MOST_SAMPLES_A_BYTE * path.stat().st_size:
+        raise ValueError(
+            f"{path}: the header promises {info.frames:,} samples, more than a {kind} of this size "
+            "can hold: restore the file"
         )
     return int(info.frames), int(info.samplerate)
 

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import pickle
-import pickletools
 import reprlib
 import shutil
 import sys
@@ -16,8 +15,8 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
+from pickletools import genops
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -429,11 +428,11 @@ def _check_archive(path: Path) -> None:
 
 def _check_class_names(pickled: bytes) -> None:
     """Raise where the name of a class is so long that torch takes seconds to refuse it."""
-    longest = 0
-    with suppress(Exception):  # whatever else is wrong torch will say
-        for opcode, argument, _ in pickletools.genops(pickled):
-            if opcode.name == "GLOBAL":
-                longest = max(longest, len(str(argument)))
+    try:
+        names = [str(name) for opcode, name, _ in genops(pickled) if opcode.name == "GLOBAL"]
+    except Exception:  # genops raises whatever a damaged byte leads to
+        raise _RefusedError("is damaged: what it holds is no pickle") from None
+    longest = max(map(len, names), default=0)
     if longest > _LONGEST_NAME:
         raise _RefusedError(f"is damaged: it names a class with {longest:,} letters")
 

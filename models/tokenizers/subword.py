@@ -38,6 +38,8 @@ class SubwordTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(base64.b64decode(model, validate=True))
+            for i in range(self._processor.GetPieceSize()):
+                self._processor.IdToPiece(i)  # raises where a damaged piece is no UTF-8
         except (binascii.Error, RuntimeError, ValueError) as error:
             raise ValueError(
                 "the subword model is not a base64 SentencePiece model: train one with "
