@@ -48,6 +48,7 @@ _SHAPE = "list of id"
 _LARGEST_TOML = 100_000  # bytes; the parser takes up to a second for them
 _MOST_DOTS_CUBED = 10**9  # the parser takes the cube of a key's dots, and 0.1 s for these
 _LONGEST_NAME = 1000  # of a class, which torch takes the square of to refuse
+_MS_DOS_FOLDER = 0x10
 _MOST_SHARED = 4
 """Tied weights are one storage under two names; more than that is no model."""
 
@@ -418,6 +419,10 @@ def _check_archive(path: Path) -> None:
             raise _RefusedError("has compressed entries, which torch does not write: save it anew")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise _RefusedError("has entries that are larger than the file: it is damaged")
+        if any(entry.external_attr & _MS_DOS_FOLDER for entry in entries):
+            raise _RefusedError(
+                "is damaged: it marks values as a folder, which torch reads as 0"
+            )
         has_checksums = any(entry.CRC for entry in entries)  # torch can be told to leave them out
         if has_checksums and (damaged := archive.testzip()) is not None:
             raise _RefusedError(f"is damaged: {shown(damaged)} in it has another checksum")
