@@ -420,9 +420,7 @@ def _check_archive(path: Path) -> None:
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise _RefusedError("has entries that are larger than the file: it is damaged")
         if any(entry.external_attr & _MS_DOS_FOLDER for entry in entries):
-            raise _RefusedError(
-                "is damaged: it marks values as a folder, which torch reads as 0"
-            )
+            raise _RefusedError("is damaged: it marks values as a folder, which torch reads as 0")
         has_checksums = any(entry.CRC for entry in entries)  # torch can be told to leave them out
         if has_checksums and (damaged := archive.testzip()) is not None:
             raise _RefusedError(f"is damaged: {shown(damaged)} in it has another checksum")
