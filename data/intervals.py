@@ -70,7 +70,7 @@ def estimate(
 
     M that of the interaction, which both terms hold; its degrees of freedom are Satterthwaite's.
     Values are the linearised ratios of a unit. In simulations with one, two, three and five runs of
-    10 to 40 speakers, or 10 to 72 utterances, this covers the truth in 94 to 96 of 100 cases; in 89
+    10 to 40 speakers, or 10 to 72 utterances, this covers the truth in 91 to 96 of 100 cases; in 89
     where there are two runs and seeds differ more than speakers.
 
     Args:

@@ -195,6 +195,7 @@ class Reader:
         count: Inputs of the long test.
         names: What a message may name in place of the file or its folder.
         is_whole: Whether the file can be read before it is damaged.
+        is_mended: Whether the reader goes on without what is damaged, so that it refuses nothing.
     """
 
     write: Callable[[Path], Path]
@@ -203,6 +204,7 @@ class Reader:
     count: int
     names: tuple[str, ...] = ()
     is_whole: bool = True
+    is_mended: bool = False
 
 
 def probe(name: str, reader: Reader, folder: Path, count: int, seed: int) -> int:

@@ -136,4 +136,4 @@ def test_interval_covers_the_truth_in_90_to_98_of_100(
 @pytest.mark.parametrize("runs", [1, 2, 3, 5])
 @pytest.mark.parametrize(("units", "each"), [(10, 4), (40, 6), (1, 40), (2, 20), (9, 8)])
 def test_interval_covers_the_truth_whatever_is_drawn(units: int, each: int, runs: int) -> None:
-    assert 0.92 <= _coverage(units, each, runs, 0.01 * (runs > 1), trials=1000) <= 0.98
+    assert 0.90 <= _coverage(units, each, runs, 0.01 * (runs > 1), trials=1000) <= 0.98
