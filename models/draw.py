@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_ROUNDS = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+_PLACES = 1 << 32  # numbers that a row can have
+
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,33 @@ class Draw:
         """Seed a batch of so many rows from torch's global CPU generator."""
         return cls(int(torch.randint(1 << 62, ())), range(num_rows))
 
-    def generator(self, *stream: int) -> torch.Generator:
-        """Return a new generator for a stream of the batch."""
-        mixed = np.random.SeedSequence((self.seed, *stream)).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(mixed[0]))
+    def of_rows(self, stream: int, count: int) -> Numbers:
+        """Return ``count`` uniform numbers in [0, 1) for each utterance, (rows, count).
+
+        The first numbers of a row are the same however many are asked for, and whatever other rows
+        there are.
+
+        Args:
+            stream: Numbers of different streams have nothing to do with one another.
+            count: Numbers of a row.
+        """
+        first = np.array(self.rows, dtype=np.uint64) * np.uint64(_PLACES)
+        return self._numbers(stream, first[:, None] + np.arange(count, dtype=np.uint64))
+
+    def of_batch(self, stream: int, count: int) -> Numbers:
+        """Return ``count`` uniform numbers in [0, 1) that all rows share; ``stream`` as above."""
+        return self._numbers(stream, np.arange(count, dtype=np.uint64))
+
+    def _numbers(self, stream: int, places: npt.NDArray[np.uint64]) -> Numbers:
+        """Return the numbers at some places of a stream.
+
+        Source:
+            SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+            generators"), whose number at a place needs none of those before it.
+        """
+        seed = np.random.SeedSequence((self.seed, stream)).generate_state(1, np.uint64)
+        mixed = seed + (places + np.uint64(1)) * _STEP  # modulo 2^64, as all that follows
+        for shift, factor in _ROUNDS:
+            mixed = (mixed ^ (mixed >> shift)) * factor
+        mixed ^= mixed >> np.uint64(31)
+        return (mixed >> np.uint64(11)) * 2.0**-53

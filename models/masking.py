@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.device import send
-from models.draw import Draw
+from models.draw import Draw, Numbers
+
+_LAYERS, _FRAMES, _CHANNELS = range(3)  # streams of a draw
 
 
 class LayerDrop(Protocol):
@@ -99,23 +102,24 @@ def draw_masks(
     if not (config.mask_time_prob or config.mask_channel_prob or config.layer_drop):
         return TrainingMasks(None, None)
     draw = draw or Draw.anew(len(lengths))
-    generators = [draw.generator(1, row) for row in draw.rows]
     frames = channels = None
     if config.mask_time_prob:
         prob = config.mask_time_prob
         length = config.mask_time_length
         least = config.mask_time_min
-        frames = draw_spans(lengths, width, prob, length, least, generators)
+        drawn = draw.of_rows(_FRAMES, 1 + width)
+        frames = draw_spans(lengths, width, prob, length, least, drawn)
     if config.mask_channel_prob:
         prob = config.mask_channel_prob
         length = config.mask_channel_length
         least = config.mask_channel_min
         counts = [config.d_model] * len(lengths)
-        channels = draw_spans(counts, config.d_model, prob, length, least, generators)
+        drawn = draw.of_rows(_CHANNELS, 1 + config.d_model)
+        channels = draw_spans(counts, config.d_model, prob, length, least, drawn)
     layers = NO_LAYERS
     if config.layer_drop:
-        drawn = torch.rand(config.num_layers, generator=draw.generator(0))
-        layers = DroppedLayers(tuple((drawn < config.layer_drop).tolist()))
+        skipped = draw.of_batch(_LAYERS, config.num_layers) < config.layer_drop
+        layers = DroppedLayers(tuple(skipped.tolist()))
     return TrainingMasks(frames, channels, layers)
 
 
@@ -125,7 +129,7 @@ def draw_spans(
     prob: float,
     span_length: int,
     min_spans: int,
-    generators: Sequence[torch.Generator],
+    drawn: Numbers,
 ) -> Tensor:
     """Draw the places that training masks: spans of equal length that may overlap.
 
@@ -139,7 +143,8 @@ def draw_spans(
         prob: Fraction of places covered if no spans overlapped.
         span_length: Places in a span.
         min_spans: Spans at least.
-        generators: One of the CPU for each utterance.
+        drawn: Uniform numbers in [0, 1), (B, 1 + width): u of each utterance, then what ranks the
+            places where a span may start.
 
     Returns:
         Bool (B, width) on the CPU; True = masked.
@@ -149,15 +154,22 @@ def draw_spans(
         once per batch and the upper limit comes from the padded length; here each utterance
         stands for itself.
     """
-    masked = torch.zeros(len(lengths), width, dtype=torch.bool)
-    for row, length, generator in zip(masked, lengths, generators, strict=True):
-        rounding = torch.rand((), generator=generator).item()
-        spans = max(int(prob * length / span_length + rounding), min_spans)
-        spans = min(spans, length // span_length)
-        if spans:
-            starts = torch.randperm(length - span_length + 1, generator=generator)[:spans]
-            row[starts[:, None] + torch.arange(span_length)] = True
-    return masked
+    sizes = np.asarray(lengths)
+    spans = (prob * sizes / span_length + drawn[:, 0]).astype(np.int64)
+    spans = np.minimum(np.maximum(spans, min_spans), sizes // span_length)
+
+    # The places with the smallest numbers are a fair draw of places without replacement.
+    last_start = sizes - span_length
+    places = np.arange(width)
+    ranking = np.where(places <= last_start[:, None], drawn[:, 1:], np.inf)
+    highest = np.take_along_axis(np.sort(ranking, axis=1), np.maximum(spans - 1, 0)[:, None], 1)
+    is_start = (ranking <= highest) & (spans > 0)[:, None]
+
+    # A place is masked where a span has begun that is not over yet.
+    begun = np.cumsum(is_start, axis=1)
+    over = np.zeros_like(begun)
+    over[:, span_length:] = begun[:, : max(0, width - span_length)]
+    return torch.from_numpy(begun > over)
 
 
 def hide(x: Tensor, masks: TrainingMasks, masked_embedding: Tensor) -> Tensor:

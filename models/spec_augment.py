@@ -3,14 +3,14 @@
 Shape letters: B batch, M mels, F mel frames.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.device import send
-from models.draw import Draw
+from models.draw import Draw, Numbers
 
 MASKS = 2  # of frames, and as many of mels
 
@@ -53,22 +53,21 @@ class SpecAugment:
         if not (self.frames or self.mels):
             return log_mel
         draw = draw or Draw.anew(len(log_mel))
-        generators = [draw.generator(row) for row in draw.rows]
         _, num_mels, num_frames = log_mel.shape
-        hidden_frames = _draw_bands(num_frames, self.frames, generators)
-        hidden_mels = _draw_bands(num_mels, self.mels, generators)
+        hidden_frames = _draw_bands(num_frames, self.frames, draw.of_rows(0, 2 * MASKS))
+        hidden_mels = _draw_bands(num_mels, self.mels, draw.of_rows(1, 2 * MASKS))
         hidden = send(hidden_mels, log_mel.device)[:, :, None]
         hidden = hidden | send(hidden_frames, log_mel.device)[:, None]
         return torch.where(hidden, log_mel.mean((1, 2), keepdim=True), log_mel)
 
 
-def _draw_bands(width: int, share: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """Return bool (B, width), True in each row's masks."""
+def _draw_bands(width: int, share: float, drawn: Numbers) -> Tensor:
+    """Return bool (B, width), True in each row's masks, of uniform numbers (B, 2 * MASKS)."""
     widest = round(share * width)
-    hidden = torch.zeros(len(generators), width, dtype=torch.bool)
-    for row, generator in zip(hidden, generators, strict=True):
-        for _ in range(MASKS):
-            size = int(torch.randint(widest + 1, (), generator=generator))
-            start = int(torch.randint(width - size + 1, (), generator=generator))
-            row[start : start + size] = True
-    return hidden
+    sizes = (drawn[:, :MASKS] * (widest + 1)).astype(np.int64)
+    starts = (drawn[:, MASKS:] * (width - sizes + 1)).astype(np.int64)
+
+    places = np.arange(width)
+    is_past_start = places >= starts[:, :, None]
+    is_before_end = places < (starts + sizes)[:, :, None]
+    return torch.from_numpy((is_past_start & is_before_end).any(1))

@@ -183,7 +183,7 @@ def test_lengths_that_do_not_fit_raise(randomise):
 
 def spans(lengths: list[int], width: int, **options: float) -> Tensor:
     draw = Draw(int(torch.randint(1 << 62, ())), range(len(lengths)))
-    return draw_spans(lengths, width, **options, generators=list(map(draw.generator, draw.rows)))
+    return draw_spans(lengths, width, **options, drawn=draw.of_rows(0, 1 + width))
 
 
 def span_lengths(row: Tensor) -> list[int]:
