@@ -54,7 +54,7 @@ from data.targets import labels_of
 from data.utterance import PHONES, Utterance, Wanted
 from models import FAMILIES, build_task
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.device import World, resolve_device, resolve_precision
+from models.device import World, resolve_device, resolve_precision, use_device
 from models.search import GREEDY, Search
 from models.tokenizers import Tokenizer
 from models.training.tasks import PRECISIONS, Task
@@ -193,9 +193,9 @@ def read_inputs(
         about |= {"config": asdict(checkpoint.config), "precision": task.precision}
         about |= {"weights": weights_hash(weights)}
 
-    def compute(utterance: Utterance) -> Tensor:
-        source = model_input(utterance, frontend)
-        return task.prepare(source) if weights else source
+    def compute(some: Sequence[Utterance]) -> Sequence[Tensor]:
+        sources = [model_input(utterance, frontend) for utterance in some]
+        return task.prepare(sources) if weights else sources
 
     device = next(checkpoint.model.parameters()).device
     cache = Path(options.cache) if options.cache else None
@@ -378,6 +378,7 @@ def summary(report: JsonObject) -> str:
 def evaluate(options: EvalOptions) -> JsonObject:
     """Score a checkpoint as ``options`` say; write what they ask for; return the results."""
     device = resolve_device(options.device)
+    use_device(device)
     checkpoint = load_checkpoint(options.ckpt, device=device)
     _tokenizer_of(checkpoint)
     precision = resolve_precision(options.precision, device)
@@ -556,6 +557,7 @@ def transcribe_recordings(options: EvalOptions) -> None:
     paths = find_recordings(options.audio)
     lengths = [measure(path, resample=True).num_samples for path in paths]  # before any is decoded
     device = resolve_device(options.device)
+    use_device(device)
     checkpoint = load_checkpoint(options.ckpt, device=device)
     search, precision = Search.of(options), resolve_precision(options.precision, device)
     sizes = (options.batch_seconds, options.piece_seconds)

@@ -178,7 +178,7 @@ def optimizer_step(run: Run) -> tuple[Tensor, Tensor]:
         for number, batch in enumerate(batches):
             if rows := run.world.share(range(len(batch))):
                 losses = losses + add_gradients(run, number, batch, rows, num_tokens)
-    run.world.sum_gradients(run.optimizer.gradients())
+    run.world.sum(run.optimizer.gradients.vector)
     losses = run.world.sum(losses)
     return losses, run.optimizer.step(run.step, losses[0])
 
@@ -264,6 +264,14 @@ def begin(run: Run) -> None:
     begin_stage(run, 0)
 
 
+def capture_steps(run: Run) -> None:
+    """Let CUDA capture the steps that come, those on batches of each shape: nothing elsewhere."""
+    stages = range(len(run.schedule.stages))
+    steps = max(run.schedule.stage_steps(stage, run.full_steps) for stage in stages)
+    batches = run.sampler.first_batches(steps * run.options.grad_accum)
+    run.task.capture(run.inputs, run.targets, filter(None, map(run.world.share, batches)))
+
+
 def train(options: TrainOptions) -> int:
     """Run what ``options`` ask for; return the exit status."""
     plan = make_plan(options)
@@ -307,6 +315,7 @@ def run_plan(plan: Plan) -> int:
         learn_from(run, find_teacher(options.teacher, out))
     check_disk(run)
     begin(run)
+    capture_steps(run)
     if writes:
         tqdm.write(describe_start(run))
         write_manifest(

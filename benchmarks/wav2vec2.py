@@ -93,7 +93,7 @@ def step_item(settings: Settings, utterances: int, batches: int = 1) -> list[Rep
     for name in ("transformers", "torchaudio"):
         if name not in [peer.name for peer in peers]:
             leave_out(report, name)
-    features = [task.prepare(waveform) for waveform in inputs]
+    features = [task.prepare([waveform])[0] for waveform in inputs]
     check_losses(report, settings, model, peers, (inputs, targets), features)
     as_they_come = list(in_batches(range(len(seconds)), utterances))
     ranking = sorted(range(len(seconds)), key=seconds.__getitem__)
@@ -230,7 +230,7 @@ def parp_item(settings: Settings, utterances: int, prune_every: int = 50) -> lis
     interval = 3 if settings.smoke else prune_every
     dense = build(settings, "w2v2-demo" if settings.smoke else "w2v2")
     encode = CTCTask(dense, BLANK, settings.precision).prepare
-    inputs = [encode(waveform) for waveform in waveforms]
+    inputs = encode(waveforms)
     pruned = copy.deepcopy(dense)
     params = select_parameters(dict(pruned.named_parameters()), PRUNE_SCOPES["encoder"])
     options = AdjustOptions(sparsity=SPARSITY, prune_every=interval)

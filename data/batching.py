@@ -1,10 +1,14 @@
 """Group utterances of similar length into batches."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 LENGTH_JITTER = 0.03  # enough for epochs to batch differently, too little for much padding
+GRID = 0.32  # seconds: common lengths are multiples of it
+ROUNDING = 1e-6  # seconds: less than a sample
+BATCHES_OF_A_LENGTH = 4  # in an epoch, so that few batches are small for want of utterances
 
 
 class BatchSampler:
@@ -19,6 +23,10 @@ class BatchSampler:
     are split as evenly as the budget allows. The budget keeps the amount of audio, and so of target
     tokens, alike from batch to batch, the number of utterances not; a length that few utterances
     have makes a small batch.
+
+    With ``num_lengths`` every utterance is padded to one of so many common lengths, see
+    :func:`common_lengths`, and batches are made as with ``same_length``. So a run has few shapes of
+    batches, which a GPU can prepare for.
 
     Each epoch holds each index exactly once, and its order depends on nothing but the lengths, the
     budget, the seed and the epoch's number.
@@ -35,6 +43,7 @@ class BatchSampler:
         seed: int = 0,
         shuffle: bool = True,
         same_length: bool = False,
+        num_lengths: int | None = None,
     ) -> None:
         """Raise ValueError unless there are lengths, and they and the budget are positive."""
         self.lengths = np.asarray(lengths_seconds, dtype=np.float64)
@@ -50,7 +59,12 @@ class BatchSampler:
         self.batch_seconds = batch_seconds
         self.seed = seed
         self.shuffle = shuffle
-        self.same_length = same_length
+        self.same_length = same_length or num_lengths is not None
+        self._padded = self.lengths
+        if num_lengths is not None:
+            enough = int(self.lengths.sum() / batch_seconds / BATCHES_OF_A_LENGTH)
+            lengths = common_lengths(self.lengths, min(num_lengths, max(1, enough)))
+            self._padded = lengths[np.searchsorted(lengths, self.lengths - ROUNDING)]
         self.epoch = 0
         self.position = 0
         self._batches = self.epoch_batches(0)
@@ -82,8 +96,8 @@ class BatchSampler:
     def _split_each_length(self, order: np.ndarray) -> list[list[int]]:
         """Split the utterances of each length, in the given order, into batches of equal size."""
         batches: list[list[int]] = []
-        for length in np.unique(self.lengths):
-            same = order[self.lengths[order] == length]
+        for length in np.unique(self._padded):
+            same = order[self._padded[order] == length]
             most = max(1, int(self.batch_seconds // length))
             parts = np.array_split(same, -(-len(same) // most))
             batches.extend(part.tolist() for part in parts)
@@ -98,13 +112,18 @@ class BatchSampler:
         self.position += 1
         return self._batches[self.position - 1]
 
+    def first_batches(self, count: int) -> Iterator[list[int]]:
+        """Yield the first batches of a run; the sampler's own position stays."""
+        epochs = (self.epoch_batches(epoch) for epoch in itertools.count())
+        return itertools.islice(itertools.chain.from_iterable(epochs), count)
+
     def count_batches(self, num_epochs: int) -> int:
         """Return the number of batches in the first ``num_epochs`` epochs."""
         return sum(len(self.epoch_batches(epoch)) for epoch in range(num_epochs))
 
     def padding_share(self, epoch: int = 0) -> float:
         """Return the fraction of the padded audio of an epoch that is padding."""
-        padded = sum(len(batch) * self.lengths[batch].max() for batch in self.epoch_batches(epoch))
+        padded = sum(len(batch) * self._padded[batch].max() for batch in self.epoch_batches(epoch))
         return float(1 - self.lengths.sum() / padded)
 
     def state_dict(self) -> dict[str, int]:
@@ -126,3 +145,33 @@ class BatchSampler:
         self.epoch = state["epoch"]
         self.position = state["position"]
         self._batches = batches
+
+
+def common_lengths(lengths: np.ndarray, most: int) -> np.ndarray:
+    """Choose at most so many lengths to pad to, so that there is least padding.
+
+    Args:
+        lengths: Seconds of each utterance.
+        most: How many may be chosen.
+
+    Returns:
+        Multiples of ``GRID``, rising; the last is not below any utterance.
+    """
+    tops, counts = np.unique(np.ceil(lengths / GRID), return_counts=True)
+    below = np.concatenate([[0], np.cumsum(counts)])  # utterances below a candidate
+    least = np.full((most + 1, len(tops) + 1), np.inf)  # padded length of those below, by choices
+    least[:, 0] = 0.0
+    previous = np.zeros(least.shape, dtype=int)
+
+    for chosen in range(1, most + 1):
+        for end in range(1, len(tops) + 1):
+            padded = least[chosen - 1, :end] + (below[end] - below[:end]) * tops[end - 1]
+            previous[chosen, end] = padded.argmin()
+            least[chosen, end] = padded.min()
+
+    end, found = len(tops), []
+    for chosen in range(most, 0, -1):
+        if end:
+            found.append(tops[end - 1] * GRID)
+            end = previous[chosen, end]
+    return np.array(found[::-1])

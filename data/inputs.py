@@ -37,7 +37,10 @@ from data.utterance import Utterance
 _ENTRY: Schema = {"dtype": "str", "shapes": "list of list of id", "crc32": "number"}
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DEMO_FOLDER = Path("data/demo")  # in the current folder, as data/TIMIT is
+COMPUTED_TOGETHER = 16  # on CUDA, where one at a time leaves most of the device idle
 FORMAT = 3  # raise it when the same utterance and frontend would give another file
+
+Compute = Callable[[Sequence[Utterance]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,41 +111,53 @@ def batch_sampler(
     batch_seconds: float,
     seed: int = 0,
     shuffle: bool = True,
+    num_lengths: int | None = None,
 ) -> BatchSampler:
     """Return a sampler of utterances with the lengths that a front end pads them to."""
     front_end = front_end_of(frontend)
     lengths = [front_end.padded_seconds(utterance) for utterance in utterances]
-    return BatchSampler(lengths, batch_seconds, seed, shuffle, front_end.same_length)
+    same = front_end.same_length
+    return BatchSampler(lengths, batch_seconds, seed, shuffle, same, None if same else num_lengths)
 
 
 class LazyInputs(Sequence[Tensor]):
-    """Inputs, each computed when it is first asked for and then kept.
+    """Inputs, each computed with its group when one of them is first asked for, and then kept.
 
     A run begins at once, and its first epoch computes what it needs.
 
     Args:
-        compute: Returns input number i.
-        count: How many there are.
+        compute: Returns the inputs of a group of places.
+        groups: All places, each in one group.
     """
 
-    def __init__(self, compute: Callable[[int], Tensor], count: int) -> None:
+    def __init__(
+        self,
+        compute: Callable[[Sequence[int]], Sequence[Tensor]],
+        groups: Sequence[Sequence[int]],
+    ) -> None:
         self._compute = compute
-        self._kept: list[Tensor | None] = [None] * count
+        self._group_of = {i: group for group in groups for i in group}
+        self._kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._group_of)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return one input; slices are not taken."""
-        kept = self._kept[index]
-        if kept is None:
-            kept = self._kept[index] = self._compute(index)
-        return kept
+        """Return one input; slices are not taken.
+
+        Raises:
+            IndexError: If there is none.
+        """
+        place = range(len(self))[index]
+        if place not in self._kept:
+            group = self._group_of[place]
+            self._kept.update(zip(group, self._compute(group), strict=True))
+        return self._kept[place]
 
 
 def load_inputs(
     utterances: Sequence[Utterance],
-    compute: Callable[[Utterance], Tensor],
+    compute: Compute,
     about: Mapping[str, Any],
     device: torch.device,
     spill: Path,
@@ -150,16 +165,17 @@ def load_inputs(
 ) -> Sequence[Tensor]:
     """Return the inputs of utterances, on the device where they fit.
 
-    Without a cache each is computed when it is first asked for, and stays in the device's memory if
-    all take less than a quarter of what is free there; else, with a line on stderr, they are
-    computed now and kept on disk in ``spill``, memory-mapped.
+    Without a cache each is computed when it is first asked for, on CUDA together with others of
+    similar length, and stays in the device's memory if all take less than a quarter of what is free
+    there; else, with a line on stderr, they are computed now and kept on disk in ``spill``,
+    memory-mapped.
 
     A cache is found by ``about`` and by path, length and content of every recording, and
     checked against its checksum; one that does not fit is made anew with a line on stderr.
 
     Args:
         utterances: What to load.
-        compute: Returns the input of one utterance, always of the same dtype.
+        compute: Returns the inputs of some utterances, always of the same dtype.
         about: What else the inputs depend on: frontend, weights. JSON can hold it.
         device: Where inputs are wanted.
         spill: Folder for inputs that do not fit.
@@ -169,7 +185,13 @@ def load_inputs(
         needed = _estimate_bytes(utterances, _compute_ends(utterances, compute))
         free = free_bytes(device)
         if 4 * needed <= free:
-            return LazyInputs(lambda i: compute(utterances[i]).to(device), len(utterances))
+            together = COMPUTED_TOGETHER if device.type == "cuda" else 1
+            by_length = sorted(range(len(utterances)), key=lambda i: utterances[i].num_samples)
+            groups = [by_length[i : i + together] for i in range(0, len(by_length), together)]
+            return LazyInputs(
+                lambda group: [x.to(device) for x in compute([utterances[i] for i in group])],
+                groups,
+            )
         tqdm.write(
             f"inputs of {needed / 1e9:.1f} GB are kept on disk in {spill}: {device.type} has "
             f"{free / 1e9:.1f} GB free",
@@ -179,16 +201,16 @@ def load_inputs(
     bytes_mapped = sum(tensor.nbytes for tensor in inputs)
     if device.type == "cpu" or 4 * bytes_mapped > free_bytes(device):
         return inputs
-    return LazyInputs(lambda i: inputs[i].to(device), len(inputs))
+    return LazyInputs(
+        lambda group: [inputs[i].to(device) for i in group], [[i] for i in range(len(inputs))]
+    )
 
 
-def _compute_ends(
-    utterances: Sequence[Utterance], compute: Callable[[Utterance], Tensor]
-) -> dict[int, Tensor]:
+def _compute_ends(utterances: Sequence[Utterance], compute: Compute) -> dict[int, Tensor]:
     """Return the inputs of the shortest and the longest utterance by their places."""
     places = range(len(utterances))
     ends = {pick(places, key=lambda i: utterances[i].num_samples) for pick in (min, max)}
-    return {i: compute(utterances[i]) for i in sorted(ends)}
+    return {i: compute([utterances[i]])[0] for i in sorted(ends)}
 
 
 def _estimate_bytes(utterances: Sequence[Utterance], ends: Mapping[int, Tensor]) -> float:
@@ -212,7 +234,7 @@ def free_bytes(device: torch.device) -> float:
 
 def _map_inputs(
     utterances: Sequence[Utterance],
-    compute: Callable[[Utterance], Tensor],
+    compute: Compute,
     about: Mapping[str, Any],
     folder: Path,
 ) -> list[Tensor]:
@@ -230,7 +252,7 @@ def _map_inputs(
         said = check_room(folder, needed, f"{len(utterances)} inputs")
         tqdm.write(f"{problem}: computing {said}", file=sys.stderr)
         all_inputs = (
-            ends[i] if i in ends else compute(utterance)
+            ends[i] if i in ends else compute([utterance])[0]
             for i, utterance in enumerate(tqdm(utterances, "read", disable=None))
         )
         _write_cache(index, data, all_inputs)

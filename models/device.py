@@ -103,21 +103,11 @@ class World:
         total = sum(map(len, parts))
         return [parts[i % self.size][i // self.size] for i in range(total)]
 
-    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
-        """Add up the gradients of every process, in place."""
-        if self.size == 1:
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-    def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of a scalar over the processes."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up a tensor over the processes, in place; return it."""
         if self.size > 1:
-            dist.all_reduce(value)
-        return value
+            dist.all_reduce(values)
+        return values
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process; waits for them, not for the device."""
@@ -133,10 +123,18 @@ class World:
             torch.manual_seed(seed + 1_000_003 * self.rank)
 
 
+def use_device(device: torch.device) -> None:
+    """Make a device that of every stream, graph and random state that is asked for from now on."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # Its attention under a mask gave NaN gradients where a row has 64 frames more than a
+        # multiple of 128 (pytorch#196678), and it plans anew, 23 to 70 ms, for every shape.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def join_world(device: torch.device) -> World:
     """Return the processes that torchrun started, or one: NCCL between GPUs, gloo on the CPU."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # whose random state is then the one that is kept
+    use_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()

@@ -1,13 +1,14 @@
 """Batches under a padded budget: each utterance once, resumable, little padding."""
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batching import BatchSampler
+from data.batching import BatchSampler, common_lengths
 
 length_lists = st.lists(st.floats(0.1, 20), min_size=1, max_size=60)
 second_lists = st.lists(st.integers(1, 4), min_size=1, max_size=60)
@@ -141,3 +142,45 @@ def test_batch_sampler_without_positive_values_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         BatchSampler(lengths, budget)
+
+
+lengths_of_speech = st.lists(st.floats(0.3, 12.0), min_size=1, max_size=60)
+
+
+@given(lengths_of_speech, st.integers(1, 8))
+def test_common_lengths_are_those_with_the_least_padding(lengths: list, most: int) -> None:
+    seconds = np.array(lengths)
+    chosen = common_lengths(seconds, most)
+    assert len(chosen) <= most
+    assert chosen[-1] + 1e-6 >= seconds.max()
+
+    def padded(tops: np.ndarray) -> float:
+        return float(tops[np.searchsorted(tops, seconds - 1e-6)].sum())
+
+    grid = np.unique(np.ceil(seconds / 0.32)) * 0.32
+    if len(grid) <= 12:
+        sizes = range(min(most, len(grid)))
+        others = [
+            np.array([*some, grid[-1]]) for size in sizes for some in combinations(grid[:-1], size)
+        ]
+        assert padded(chosen) == pytest.approx(min(map(padded, others)))
+
+
+@given(lengths_of_speech, st.floats(1.0, 60.0), st.integers(1, 8))
+def test_batches_of_few_lengths_hold_each_index_once_and_keep_the_padded_budget(
+    lengths: list, budget: float, most: int
+) -> None:
+    sampler = BatchSampler(lengths, budget, seed=3, num_lengths=most)
+    batches = sampler.epoch_batches(1)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget + 1e-6
+
+
+def test_first_batches_are_those_that_the_sampler_hands_out() -> None:
+    sampler = BatchSampler([1.0, 2.0, 3.0, 4.0, 5.0], 6.0, seed=2)
+    sampler.next_batch()
+    ahead = list(sampler.first_batches(9))
+    again = BatchSampler([1.0, 2.0, 3.0, 4.0, 5.0], 6.0, seed=2)
+    assert ahead == [again.next_batch() for _ in range(9)]
+    assert sampler.position == 1

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 import pruning.run.plan
 import train
 from data import inputs as inputs_module
-from data.inputs import model_input
+from data.inputs import LazyInputs, model_input
 from data.timit import load_timit
 from data.utterance import Utterance
 from models import build_model, device
@@ -54,7 +54,7 @@ def test_features_computed_once_give_the_loss_and_gradients_of_the_plain_path(
     waveforms = [model_input(u, WAVEFORM).double() for u in utterances]
     targets = [[1, 2, 3], [4, 5], [6]]
     results = []
-    for inputs in (waveforms, [frozen.prepare(waveform) for waveform in waveforms]):
+    for inputs in (waveforms, frozen.prepare(waveforms)):
         frozen.model.zero_grad()
         loss = frozen.loss(inputs, targets)
         loss.backward()
@@ -72,15 +72,38 @@ def test_features_computed_once_decode_to_the_same(
     waveforms = [model_input(u, WAVEFORM).double() for u in utterances]
     plain = frozen.search(waveforms)
     assert any(plain)
-    assert frozen.search([frozen.prepare(waveform) for waveform in waveforms]) == plain
+    assert frozen.search(frozen.prepare(waveforms)) == plain
 
 
 def test_nothing_is_computed_beforehand_where_the_feature_encoder_trains(
     utterances: list[Utterance],
 ) -> None:
     task = CTCTask(build_model("w2v2-demo", vocab_size=9), blank_id=0)
-    waveform = model_input(utterances[0], WAVEFORM)
-    assert task.prepare(waveform) is waveform
+    waveforms = [model_input(utterances[0], WAVEFORM)]
+    assert task.prepare(waveforms) is waveforms
+
+
+def test_features_computed_together_are_those_computed_alone(
+    frozen: CTCTask, utterances: list[Utterance]
+) -> None:
+    waveforms = [model_input(u, WAVEFORM).double() for u in utterances]
+    together = frozen.prepare(waveforms)
+    assert len({len(features) for features in together}) > 1
+    for features, waveform in zip(together, waveforms, strict=True):
+        torch.testing.assert_close(features, frozen.prepare([waveform])[0], rtol=0, atol=1e-12)
+
+
+def test_a_group_of_inputs_is_computed_when_one_of_it_is_asked_for_and_once() -> None:
+    asked: list[Sequence[int]] = []
+
+    def compute(group: Sequence[int]) -> list[Tensor]:
+        asked.append(group)
+        return [torch.tensor(i) for i in group]
+
+    inputs = LazyInputs(compute, [[2, 0], [1]])
+    assert [int(inputs[i]) for i in (0, 2, -1, 1)] == [0, 2, 2, 1]
+    assert asked == [[2, 0], [1]]
+    assert list(map(int, inputs)) == [0, 1, 2]
 
 
 class _Counter:
@@ -89,9 +112,9 @@ class _Counter:
     def __init__(self, frontend: dict[str, Any]) -> None:
         self.frontend, self.count = frontend, 0
 
-    def __call__(self, utterance: Utterance) -> Tensor:
-        self.count += 1
-        return model_input(utterance, self.frontend)
+    def __call__(self, utterances: Sequence[Utterance]) -> list[Tensor]:
+        self.count += len(utterances)
+        return [model_input(utterance, self.frontend) for utterance in utterances]
 
 
 @FRONTENDS
@@ -99,10 +122,10 @@ class _Counter:
 def test_cached_inputs_are_the_computed_ones(
     utterances: list[Utterance], tmp_path: Path, frontend: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    def compute(utterance: Utterance) -> Tensor:
-        return model_input(utterance, frontend).to(dtype)
+    def compute(some: Sequence[Utterance]) -> list[Tensor]:
+        return [model_input(utterance, frontend).to(dtype) for utterance in some]
 
-    expected = [compute(utterance) for utterance in utterances]
+    expected = compute(utterances)
     for _ in range(2):
         cached = load_inputs(utterances, compute, frontend, cache=tmp_path)
         assert [tensor.dtype for tensor in cached] == [dtype] * len(expected)
@@ -238,7 +261,7 @@ def test_other_recording_of_equal_name_length_and_time_is_computed_anew(
     counter = _Counter(WAVEFORM)
     found = load_inputs(changed, counter, WAVEFORM, cache=tmp_path / "cache")
     assert counter.count == len(utterances)
-    expected = _Counter(WAVEFORM)(changed[0])
+    expected = _Counter(WAVEFORM)(changed[:1])[0]
     assert torch.equal(found[0], expected)
 
 

@@ -129,7 +129,7 @@ def test_moments_are_those_of_adam() -> None:
     optimizer = Optimizer(model, 0.02, 0.02, (), 10, clip=1e9)
     loss = model(torch.ones(1, 3, dtype=torch.float64)).square().sum()
     optimizer.backward(loss)
-    gradient = [gradient.clone() for gradient in optimizer.gradients()]
+    gradient = [gradient.clone() for gradient in optimizer.gradients.views]
     optimizer.step(0, loss.detach())
     moments = optimizer.second_moments(dict(model.named_parameters()))
     for moment, expected in zip(moments.values(), gradient, strict=True):

@@ -7,7 +7,7 @@ Shape letters: B utterances, T encoder frames, C feature channels, M mels, F mel
 V vocab.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from models.device import send
 from models.draw import Draw
 from models.family import SpeechModel
 from models.masking import DroppedLayers, DroppedOnDevice, TrainingMasks, draw_masks
+from models.training.shapes import Shape, choose_shapes, smallest_that_holds
 
-ROWS, FRAMES, TOKENS = 2, 16, 8  # batches are padded to multiples of these
+FRAMES, TOKENS = 16, 8  # widths are multiples of these
 
 
 class GraphedCTC:
@@ -29,34 +30,66 @@ class GraphedCTC:
 
     Args:
         model: In train mode whenever this is called.
+
+    Attributes:
+        shapes: What is captured.
     """
 
     def __init__(self, model: SpeechModel) -> None:
         self._model = model
         self._graphed = GraphedLogits(_PaddedCTC(model))
+        self.shapes: list[Shape] = []
 
-    def __call__(self, features: Sequence[Tensor], draw: Draw | None = None) -> Tensor:
+    def capture(self, batches: Iterable[Shape]) -> None:
+        """Capture a step for shapes that hold all ``batches``, their widths in frames."""
+        self.shapes = choose_shapes(batches, FRAMES)
+        weight = next(self._model.parameters())
+        config = self._model.config
+
+        def hidden(*sizes: int) -> Tensor:
+            return weight.new_zeros(sizes, dtype=torch.bool)
+
+        examples = [
+            (
+                weight.new_zeros(shape.rows, shape.width, config.conv_dims[-1]),
+                ~hidden(shape.rows, shape.width),
+                hidden(shape.rows, shape.width),
+                hidden(shape.rows, config.d_model),
+                hidden(config.num_layers),
+            )
+            for shape in self.shapes
+        ]
+        self._graphed.capture(examples)
+
+    def __call__(self, features: Sequence[Tensor], draw: Draw | None = None) -> Tensor | None:
         """Map features (frames, C) of each utterance to logits (B, T, V).
+
+        Returns:
+            None where no captured shape holds the batch.
 
         Randomness: as the model draws it for a batch in train mode.
         """
+        lengths = [len(rows) for rows in features]
+        batch = Shape(len(lengths), max(lengths))
+        shape = smallest_that_holds(self.shapes, batch)
+        if shape is None:
+            return None
         device = next(self._model.parameters()).device
         config = self._model.config
-        lengths = [len(rows) for rows in features]
-        batch = _up(len(lengths), ROWS)
-        width = _up(max(lengths), FRAMES)
         drawn = draw_masks(lengths, max(lengths), config, draw)
-        frames = send(_grow(drawn.frames, batch, width), device)
-        channels = send(_grow(drawn.channels, batch, config.d_model), device)
+        frames = send(_grow(drawn.frames, shape.rows, shape.width), device)
+        channels = send(_grow(drawn.channels, shape.rows, config.d_model), device)
         assert isinstance(drawn.layers, DroppedLayers)
         skipped = torch.tensor(drawn.layers.skipped or [False] * config.num_layers)
+
         # A row that stands for no utterance has one frame, so that its attention is defined.
-        grown = torch.tensor([*lengths, *[1] * (batch - len(lengths))])
-        is_frame = send(torch.arange(width) < grown[:, None], device)
+        grown = torch.tensor([*lengths, *[1] * (shape.rows - batch.rows)])
+        is_frame = send(torch.arange(shape.width) < grown[:, None], device)
         padded = send(pad_sequence(list(features), batch_first=True), device)
-        padded = F.pad(padded, (0, 0, 0, width - max(lengths), 0, batch - len(lengths)))
+        missing = (0, 0, 0, shape.width - batch.width, 0, shape.rows - batch.rows)
+        padded = F.pad(padded, missing)
         logits = self._graphed(padded, is_frame, frames, channels, send(skipped, device))
-        return logits[: len(lengths), : max(lengths)]
+        return logits[: batch.rows, : batch.width]
 
 
 class GraphedSeq2Seq:
@@ -64,19 +97,40 @@ class GraphedSeq2Seq:
 
     Args:
         model: In train mode whenever this is called.
+
+    Attributes:
+        shapes: What is captured.
     """
 
     def __init__(self, model: SpeechModel) -> None:
+        self._model = model
         self._graphed = GraphedLogits(model)
+        self.shapes: list[Shape] = []
 
-    def __call__(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor:
-        """Map log-mel (B, M, F) and ids (B, L) to logits (B, L, V)."""
-        batch, length = decoder_ids.shape
-        rows = _up(batch, ROWS) - batch
-        tokens = _up(length, TOKENS) - length
+    def capture(self, batches: Iterable[Shape]) -> None:
+        """Capture a step for shapes that hold all ``batches``: tokens, and mel frames beside."""
+        self.shapes = choose_shapes(batches, TOKENS)
+        weight = next(self._model.parameters())
+        num_mels = self._model.config.num_mels
+        examples = [
+            (
+                weight.new_zeros(shape.rows, num_mels, shape.context),
+                weight.new_zeros(shape.rows, shape.width, dtype=torch.int64),
+            )
+            for shape in self.shapes
+        ]
+        self._graphed.capture(examples)
+
+    def __call__(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor | None:
+        """Map log-mel (B, M, F) and ids (B, L) to logits (B, L, V); None where no shape holds."""
+        batch = Shape(len(decoder_ids), decoder_ids.shape[1], log_mel.shape[2])
+        shape = smallest_that_holds(self.shapes, batch)
+        if shape is None:
+            return None
+        rows, tokens = shape.rows - batch.rows, shape.width - batch.width
         log_mel = F.pad(log_mel, (0, 0, 0, 0, 0, rows))
         decoder_ids = F.pad(decoder_ids, (0, tokens, 0, rows))  # later ids change no earlier score
-        return self._graphed(log_mel, decoder_ids)[:batch, :length]
+        return self._graphed(log_mel, decoder_ids)[: batch.rows, : batch.width]
 
 
 class _PaddedCTC(nn.Module):
@@ -90,10 +144,6 @@ class _PaddedCTC(nn.Module):
         masks = TrainingMasks(frames, channels, DroppedOnDevice(layers))
         logits: Tensor = self.model.masked_logits(features, is_frame, masks)
         return logits
-
-
-def _up(size: int, step: int) -> int:
-    return -(-size // step) * step
 
 
 def _grow(mask: Tensor | None, rows: int, columns: int) -> Tensor:

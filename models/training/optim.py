@@ -10,6 +10,45 @@ from models.family import Recipe
 from models.training.recipes import FitOptions
 
 
+class FlatGradients:
+    """Gradients of some parameters as views of one vector, where they stay for good.
+
+    So zeroing them, clipping them and summing them over processes are single calls, and a captured
+    step finds them where they were. One of a parameter that took no part is 0.
+
+    Args:
+        params: Of one type, on one device; each is given its gradient, which is 0.
+
+    Attributes:
+        vector: All of them.
+        views: That of each parameter.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+        self._params = list(params)
+        sizes = [parameter.numel() for parameter in self._params]
+        self.vector = self._params[0].new_zeros(sum(sizes))
+        parts = zip(self.vector.split(sizes), self._params, strict=True)
+        self.views = [part.view_as(parameter) for part, parameter in parts]
+        for parameter, view in zip(self._params, self.views, strict=True):
+            parameter.grad = view
+
+    def check(self) -> None:
+        """Check that every gradient is where it was.
+
+        Raises:
+            RuntimeError: If one was replaced, so that what was added to it since is not in here.
+        """
+        pairs = zip(self._params, self.views, strict=True)
+        if any(parameter.grad is not view for parameter, view in pairs):
+            raise RuntimeError("a gradient was replaced: zero gradients in place")
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters with ``requires_grad`` by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 class Optimizer:
     """Fused AdamW over the parameters that train, a new head's in a group of their own.
 
@@ -29,8 +68,10 @@ class Optimizer:
         scale_loss: Scale the loss as fp16 needs (``torch.amp.GradScaler``).
         patience: Non-finite steps in a row before ``check`` raises.
         restarts: Steps (from 0) at which the rate starts again, see :func:`restarted_factor`.
+        gradients: Those of the parameters that train; made here where they are not given.
 
     Attributes:
+        gradients: As given or made; what is added up since the last step.
         lr: Rate of the latest step, of the parameters outside the head.
 
     Source:
@@ -51,13 +92,14 @@ class Optimizer:
         scale_loss: bool = False,
         patience: int = 10,
         restarts: Sequence[int] = (),
+        gradients: FlatGradients | None = None,
     ) -> None:
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trained = trained_parameters(model)
         groups = [
             {"params": [p for name, p in trained.items() if name not in head], "peak_lr": lr},
             {"params": [p for name, p in trained.items() if name in head], "peak_lr": head_lr},
         ]
-        self._params = list(trained.values())
+        self.gradients = gradients or FlatGradients(list(trained.values()))
         self._adam = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=lr,
@@ -65,7 +107,7 @@ class Optimizer:
             weight_decay=weight_decay,
             fused=True,
         )
-        device = self._params[0].device
+        device = self.gradients.vector.device
         self._scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
         self._steps, self._warmup, self._hold = steps, warmup, hold
         self._restarts = restarts
@@ -78,16 +120,6 @@ class Optimizer:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``, scaled where fp16 needs it."""
         self._scaler.scale(loss).backward()
-
-    def gradients(self) -> list[Tensor]:
-        """Return the gradients added since the last step, of all parameters that train.
-
-        One that took no part, of a layer that was skipped, has the gradient 0.
-        """
-        for parameter in self._params:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self._params if parameter.grad is not None]
 
     def step(self, number: int, loss: Tensor) -> Tensor:
         """Take step ``number`` (from 0) with the gradients added since the last.
@@ -103,9 +135,10 @@ class Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.lr = self._adam.param_groups[0]["lr"]
-        self.gradients()
+        self.gradients.check()
         self._scaler.unscale_(self._adam)
-        grad_norm = nn.utils.clip_grad_norm_(self._params, self._clip)
+        grad_norm = nn.utils.get_total_norm(self.gradients.views)
+        self.gradients.vector.mul_((self._clip / (grad_norm + 1e-6)).clamp(max=1.0))
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
 
         if self._scaler.is_enabled():
@@ -115,7 +148,7 @@ class Optimizer:
             self._adam.found_inf = is_bad.float()  # type: ignore[attr-defined]
             self._adam.step()
 
-        self._adam.zero_grad(set_to_none=True)
+        self.gradients.vector.zero_()
         self._count(is_bad)
         return grad_norm
 
@@ -257,6 +290,7 @@ def build_optimizer(
     new_head: Sequence[str],
     steps: int,
     restarts: Sequence[int] = (),
+    gradients: FlatGradients | None = None,
 ) -> Optimizer:
     """Return a fresh optimizer for so many steps.
 
@@ -267,6 +301,7 @@ def build_optimizer(
         new_head: Names of the parameters of a new head.
         steps: Optimizer steps.
         restarts: As for :class:`Optimizer`.
+        gradients: As for :class:`Optimizer`.
     """
     return Optimizer(
         model,
@@ -281,4 +316,5 @@ def build_optimizer(
         scale_loss=options.precision == "fp16",
         patience=options.patience,
         restarts=restarts,
+        gradients=gradients,
     )

@@ -5,7 +5,7 @@ summed loss or the decoded ids, so that train.py and eval.py need not know the a
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from models.family import SpeechModel
 from models.search import GREEDY, Search
 from models.spec_augment import SpecAugment
 from models.training.graphed_models import GraphedCTC, GraphedSeq2Seq
+from models.training.shapes import Shape
 from models.transcription import Span
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,12 +71,28 @@ class Task(Protocol):
     min_samples: int
     """Samples at 16 kHz of the shortest utterance that can be heard."""
 
-    def prepare(self, source: Tensor) -> Tensor:
-        """Do once what is the same in every step: return an input to use in place of ``source``."""
+    def prepare(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Do once what is the same in every step: return inputs to use in place of ``sources``."""
         ...
 
     def prepares_with(self) -> dict[str, Tensor]:
         """Return the weights that `prepare` computes with, none where it does nothing."""
+        ...
+
+    def capture(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Sequence[int]],
+        batches: Iterable[Sequence[int]],
+    ) -> None:
+        """Capture training steps for every batch of a run, given by places in the others.
+
+        Does nothing but on CUDA. Gradients, which every parameter in training has, are 0
+        afterwards; a batch of another shape is computed plainly.
+
+        Raises:
+            ValueError: If there is too little memory, or CUDA refuses.
+        """
         ...
 
     def loss(
@@ -139,9 +156,9 @@ class _PrecisionMixin:
         is_double = next(self.model.parameters()).dtype == torch.float64
         return sent.double() if is_double else sent
 
-    def prepare(self, source: Tensor) -> Tensor:
-        """Return ``source``: nothing can be done beforehand."""
-        return source
+    def prepare(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return ``sources``: nothing can be done beforehand."""
+        return sources
 
     def prepares_with(self) -> dict[str, Tensor]:
         """Return {}: `prepare` computes nothing."""
@@ -164,7 +181,7 @@ class CTCTask(_PrecisionMixin):
         blank_id: Id of the CTC blank.
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
         fast: Whether batches are packed, dropout is fast and, on CUDA, training steps on features
-            replay graphs.
+            replay what :meth:`capture` has captured.
     """
 
     search_options = frozenset(inspect.signature(beam_decode).parameters)
@@ -179,6 +196,20 @@ class CTCTask(_PrecisionMixin):
         self.blank_id = blank_id
         self.precision = precision
         self._graphed = GraphedCTC(model) if fast and _has_graphs(model) else None
+
+    def capture(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Sequence[int]],
+        batches: Iterable[Sequence[int]],
+    ) -> None:
+        """Capture steps for every batch where inputs are features: waveforms aren't captured."""
+        if self._graphed is None or inputs[0].dim() != 2:
+            return
+        frames = [len(each) for each in inputs]
+        self.model.train()
+        with self._autocast():
+            self._graphed.capture(Shape(len(b), max(frames[i] for i in b)) for b in batches)
 
     def loss(
         self,
@@ -209,7 +240,7 @@ class CTCTask(_PrecisionMixin):
             log_probs.transpose(0, 1),  # (B, T, V) -> (T, B, V)
             send(torch.tensor([i for target in targets for i in target]), self._device),
             outputs.logits.lengths,
-            torch.tensor([len(target) for target in targets]),  # on the CPU: nothing waits
+            torch.tensor([len(target) for target in targets]),
             blank=self.blank_id,
             reduction="sum",
             zero_infinity=True,
@@ -252,13 +283,19 @@ class CTCTask(_PrecisionMixin):
         return {} if any(weight.requires_grad for weight in weights.values()) else weights
 
     @torch.no_grad()
-    def prepare(self, source: Tensor) -> Tensor:
-        """Return the features (T, C) on the model's device where the feature encoder is frozen."""
+    def prepare(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return features (T, C) on the model's device where the feature encoder is frozen."""
         if not self.prepares_with():
-            return source
+            return sources
+        lengths = [len(source) for source in sources]
+        num_samples = torch.tensor(lengths) if min(lengths) < max(lengths) else None
         with self._autocast():
-            features: Tensor = self.model.features(self._send(source[None]))
-        return features[0]
+            padded = self._send(pad_sequence(list(sources), batch_first=True))
+            features: Tensor = self.model.features(padded, num_samples)
+        return [
+            row[: self.model.num_frames(n)].clone()
+            for row, n in zip(features, lengths, strict=True)
+        ]
 
     def _logits(
         self,
@@ -272,7 +309,9 @@ class CTCTask(_PrecisionMixin):
         graphed = self._graphed if are_features and self.model.training else None
         with self._autocast():
             if graphed and states is None:  # a captured graph gives logits alone
-                return graphed(inputs, draw), num_frames
+                replayed = graphed(inputs, draw)
+                if replayed is not None:
+                    return replayed, num_frames
             padded = self._send(pad_sequence(list(inputs), batch_first=True))
             score = self.model.logits_from_features if are_features else self.model.logits
             return score(padded, lengths, draw, states), num_frames
@@ -290,7 +329,8 @@ class Seq2SeqTask(_PrecisionMixin):
         decoding: ``start_ids``, ``eos_id`` and ``max_tokens`` (of the whole sequence, start ids
             included).
         precision: "fp32", "bf16" or "fp16" inside the model; the loss is always float32.
-        fast: Whether dropout is fast and, on CUDA, training replays graphs.
+        fast: Whether dropout is fast and, on CUDA, training replays what :meth:`capture` has
+            captured.
         spec_augment: What is hidden of each log-mel in training; None hides nothing.
         label_smoothing: Share of each target token that training spreads evenly over all tokens
             (Szegedy et al. 2015, arXiv:1512.00567, section 7).
@@ -318,6 +358,23 @@ class Seq2SeqTask(_PrecisionMixin):
         self._max_tokens = decoding["max_tokens"]
         self.precision = precision
         self._graphed = GraphedSeq2Seq(model) if fast and _has_graphs(model) else None
+
+    def capture(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Sequence[int]],
+        batches: Iterable[Sequence[int]],
+    ) -> None:
+        """Capture steps for every batch."""
+        if self._graphed is None:
+            return
+        frames = [each.shape[1] for each in inputs]
+        tokens = [len(self._start_ids) + len(target) for target in targets]
+        self.model.train()
+        with self._autocast():
+            self._graphed.capture(
+                Shape(len(b), max(tokens[i] for i in b), max(frames[i] for i in b)) for b in batches
+            )
 
     def loss(
         self,
@@ -352,7 +409,9 @@ class Seq2SeqTask(_PrecisionMixin):
                 logits = self.model.logits(log_mel, decoder_ids, encoder_states, decoder_states)
             else:  # a captured graph gives logits alone
                 graphed = self._graphed if self.model.training else None
-                logits = (graphed or self.model.logits)(log_mel, decoder_ids)
+                replayed = graphed(log_mel, decoder_ids) if graphed else None
+                plain = self.model.logits
+                logits = plain(log_mel, decoder_ids) if replayed is None else replayed
 
         places = slice(len(start) - 1, None)  # the last start id predicts the first token
         lengths = torch.tensor([len(target) + 1 for target in targets])

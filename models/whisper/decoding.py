@@ -3,6 +3,8 @@
 Shape letters: B utterances, N beams, F mel frames, M mels, L tokens, V vocab.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -34,13 +36,14 @@ def generate(
         options: Start ids, limits, filters and beam size.
         fast: Whether a CPU encodes utterance by utterance and, for greedy decoding, attends to the
             audio unprojected.
-        graphs: With it greedy steps are those that it has captured, and captures.
+        graphs: With it greedy steps replay what it has captured, and captures.
 
     Returns:
         Per utterance the new ids, without start ids and end token.
 
     Raises:
-        ValueError: If the options do not fit the model or ``log_mel`` has another shape.
+        ValueError: If the options do not fit the model or ``log_mel`` has another shape, or steps
+            can't be captured.
 
     Source:
         Token for token what ``WhisperForConditionalGeneration.generate`` of transformers returns
@@ -59,11 +62,16 @@ def generate(
         with torch.inference_mode():
             if graphs is not None and options.beam_size == 1:
                 cross = model.decoder.cross_keys_values(model.encode(log_mel))
-                ids = graphs.generate(model, cross, options)
+                steps: Steps = graphs.begin(model, cross, options.max_tokens)
+                ids = _decode_greedily(_Scorer(model, steps, options), options)
             else:
-                search = _decode_greedily if options.beam_size == 1 else _decode_with_beams
                 fill = _fill_on_cpu if fast and log_mel.device.type == "cpu" else _fill
-                ids = search(model, fill(model, log_mel, options), options)
+                cache = fill(model, log_mel, options)
+                scorer = _Scorer(model, _PlainSteps(model, cache), options)
+                if options.beam_size == 1:
+                    ids = _decode_greedily(scorer, options)
+                else:
+                    ids = _decode_with_beams(scorer, cache, options)
     finally:
         model.train(was_training)
     return [_until(row, options.eos_id) for row in ids.tolist()]
@@ -90,11 +98,10 @@ def _fill_on_cpu(model: Whisper, log_mel: Tensor, options: DecodingOptions) -> K
     return KVCache(audio, options.max_tokens, options.beam_size)
 
 
-def _decode_greedily(model: Whisper, cache: KVCache, options: DecodingOptions) -> Tensor:
+def _decode_greedily(scorer: "_Scorer", options: DecodingOptions) -> Tensor:
     """Take the best id in every step; return (B, max_ids), rows meaningful up to eos_id."""
-    num_utterances = cache.num_utterances
+    num_utterances = scorer.steps.num_utterances
     max_ids = options.max_tokens - len(options.start_ids)
-    scorer = _Scorer(model, cache, options)
     device = scorer.device
     results = torch.full((num_utterances, max_ids), options.eos_id, device=device)
     utterances = torch.arange(num_utterances, device=device)
@@ -111,19 +118,18 @@ def _decode_greedily(model: Whisper, cache: KVCache, options: DecodingOptions) -
         if kept is not None:
             if not len(kept):
                 break
-            cache.keep_utterances(kept)
-            utterances = utterances[kept]
-            is_done = is_done[kept]
-            next_ids = next_ids[kept]
+            if scorer.steps.keep_utterances(kept):
+                utterances = utterances[kept]
+                is_done = is_done[kept]
+                next_ids = next_ids[kept]
 
     return results
 
 
-def _decode_with_beams(model: Whisper, cache: KVCache, options: DecodingOptions) -> Tensor:
+def _decode_with_beams(scorer: "_Scorer", cache: KVCache, options: DecodingOptions) -> Tensor:
     """Search with ``options.beam_size`` beams; return (B, max_ids), filled with eos_id."""
     num_utterances = cache.num_utterances
     max_ids = options.max_tokens - len(options.start_ids)
-    scorer = _Scorer(model, cache, options)
     device = scorer.device
     search = BeamSearch(
         num_utterances,
@@ -156,13 +162,58 @@ def _decode_with_beams(model: Whisper, cache: KVCache, options: DecodingOptions)
     return results
 
 
+class Steps(Protocol):
+    """A decoder that is fed token by token."""
+
+    @property
+    def length(self) -> int:
+        """Tokens held so far."""
+        ...
+
+    @property
+    def num_utterances(self) -> int:
+        """Utterances that are decoded."""
+        ...
+
+    def append(self, ids: Tensor) -> Tensor:
+        """Append ids (rows, L); return float32 logits (rows, V) of the next one."""
+        ...
+
+    def keep_utterances(self, utterances: Tensor) -> bool:
+        """Drop every utterance but ``utterances``; return False where all have to stay."""
+        ...
+
+
+class _PlainSteps:
+    """Steps that are computed as they come, with a cache that grows."""
+
+    def __init__(self, model: Whisper, cache: KVCache) -> None:
+        self._model = model
+        self._cache = cache
+
+    @property
+    def length(self) -> int:
+        return self._cache.length
+
+    @property
+    def num_utterances(self) -> int:
+        return self._cache.num_utterances
+
+    def append(self, ids: Tensor) -> Tensor:
+        hidden = self._model.decoder(ids, cache=self._cache)[:, -1]
+        return self._model.head(hidden).float()
+
+    def keep_utterances(self, utterances: Tensor) -> bool:
+        self._cache.keep_utterances(utterances)
+        return True
+
+
 class _Scorer:
     """Scores of the next id, with the ids that may not be generated at minus infinity."""
 
-    def __init__(self, model: Whisper, cache: KVCache, options: DecodingOptions) -> None:
+    def __init__(self, model: Whisper, steps: Steps, options: DecodingOptions) -> None:
         self.device = device = model.decoder.positions.device
-        self._model = model
-        self._cache = cache
+        self.steps = steps
         self._start_ids = torch.tensor(options.start_ids, device=device)
         self._suppressed = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
         self._suppressed[list(options.suppress_ids)] = True
@@ -174,19 +225,15 @@ class _Scorer:
         return self._start_ids.expand(num_rows, -1)
 
     def next_logits(self, ids: Tensor) -> Tensor:
-        """Append ids (rows, L) to the cache; return float32 logits (rows, V) of the next one."""
-        return self._filter(self._append(ids))
+        """Append ids (rows, L); return float32 logits (rows, V) of the next one."""
+        return self._filter(self.steps.append(ids))
 
     def next_log_probs(self, ids: Tensor) -> Tensor:
         """Append ids as ``next_logits`` does; return log-probabilities, filtered afterwards."""
-        return self._filter(self._append(ids).log_softmax(1))
-
-    def _append(self, ids: Tensor) -> Tensor:
-        hidden = self._model.decoder(ids, cache=self._cache)[:, -1]
-        return self._model.head(hidden).float()
+        return self._filter(self.steps.append(ids).log_softmax(1))
 
     def _filter(self, scores: Tensor) -> Tensor:
-        is_first = self._cache.length == len(self._start_ids)
+        is_first = self.steps.length == len(self._start_ids)
         return scores.masked_fill_(
             self._suppressed_first if is_first else self._suppressed, float("-inf")
         )

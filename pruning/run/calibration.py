@@ -1,5 +1,7 @@
 """What the layers of a run's model see, which the last prune may be fitted to."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,11 @@ def collect_inputs(run: Run) -> dict[str, Tensor]:
             if mine := run.world.share(batch):
                 run.task.loss([run.inputs[i] for i in mine], [run.targets[i] for i in mine])
 
+    def add_up(tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            run.world.sum(tensor)
+
     model.eval()
-    moments = input_second_moments(model, run.params, run_batches, run.world.sum_gradients)
+    moments = input_second_moments(model, run.params, run_batches, add_up)
     model.train(was_training)
     return moments

@@ -56,7 +56,11 @@ class TrainOptions(DataOptions, FitOptions, DistillOptions, MethodOptions):
     device: str = option("auto, cpu, cuda or cuda:N", "auto")
     out: str | None = option("run folder; without it runs/<time>-<model>-...", None)
     resume: str | None = option("a last.pt to go on from, or auto: the one in --out, if any", None)
-    eval_every: int | None = option("steps between dev scores, else an epoch", None, positive=True)
+    eval_every: int | None = option(
+        "steps between dev scores, else an epoch or, where that is more, a tenth of the run",
+        None,
+        positive=True,
+    )
     log_every: int = option("steps between train events", 10, positive=True)
     keep: str = option(
         "what a finished run leaves: all, or best, without last.pt, which only resuming needs",

@@ -28,8 +28,14 @@ from models.checkpoint import (
 from models.device import World, random_state, set_random_state
 from models.initial import set_frozen
 from models.training.distill import Distillation
-from models.training.optim import Optimizer, build_optimizer
+from models.training.optim import (
+    FlatGradients,
+    Optimizer,
+    build_optimizer,
+    trained_parameters,
+)
 from models.training.recipes import recipe_of
+from models.training.shapes import MOST_SHAPES
 from models.training.tasks import Task
 from pruning.interface import Params, Schedule, Snapshot, check_fit, copy_weights
 from pruning.mask_file import MaskFile, check_masks, load_masks_for, save_masks
@@ -37,6 +43,7 @@ from pruning.run.options import TrainOptions
 from pruning.run.plan import Plan, initial_checkpoint
 from pruning.scope import select_parameters
 
+SCORES_OF_A_RUN = 10  # at most, on dev: a short epoch on a GPU takes less than to score and save it
 DAMAGED = "put an undamaged one there, or begin anew in another folder"
 _TRAINING: Schema = {
     "steps": "id",
@@ -76,6 +83,7 @@ class Run:
     world: World
     eval_every: int
     full_steps: int
+    gradients: FlatGradients
     distillation: Distillation | None = None
     log: EventLog = field(init=False)
     optimizer: Optimizer = field(init=False)
@@ -105,7 +113,15 @@ def build_run(plan: Plan) -> Run:
 
     train, targets = _usable_targets(plan, checkpoint, task)
     check_lengths([*plan.data.dev.utterances, *plan.data.test.utterances], task.min_samples)
-    sampler = batch_sampler(train, checkpoint.frontend, recipe.batch_seconds, plan.options.seed)
+    # CUDA captures a step for each shape of batch, so there it gets batches of few lengths.
+    num_lengths = MOST_SHAPES if plan.device.type == "cuda" else None
+    sampler = batch_sampler(
+        train,
+        checkpoint.frontend,
+        recipe.batch_seconds,
+        plan.options.seed,
+        num_lengths=num_lengths,
+    )
     steps_per_epoch = math.ceil(sampler.count_batches(1) / plan.options.grad_accum)
     steps = plan.options.steps
     steps = math.ceil(recipe.epochs * steps_per_epoch) if steps is None else steps
@@ -131,8 +147,9 @@ def build_run(plan: Plan) -> Run:
         data=plan.data,
         dev_inputs=read_inputs(task, checkpoint, dev, options, out),
         world=plan.world,
-        eval_every=options.eval_every or steps_per_epoch,
+        eval_every=options.eval_every or max(steps_per_epoch, math.ceil(steps / SCORES_OF_A_RUN)),
         full_steps=steps,
+        gradients=FlatGradients(list(trained_parameters(model).values())),
     )
 
 
@@ -189,6 +206,7 @@ def build_stage_optimizer(run: Run) -> None:
         run.checkpoint.run.new_head,
         run.steps,
         restarts,
+        run.gradients,
     )
     run.schedule.optimizer = run.optimizer
 
