@@ -22,9 +22,9 @@ from benchmarks.common import (
 )
 from benchmarks.training import (
     autocast,
+    begin_training,
     hf_twin,
     loss_tolerance,
-    our_optimizer,
     our_step,
     peer_step,
     random_targets,
@@ -105,7 +105,10 @@ def step_item(settings: Settings, utterances: int, target: str) -> list[Report]:
     )
     twin = hf_twin(model, settings.device, decoding=checkpoint.decoding)
     task = build_task(model, checkpoint.decoding, settings.precision)
-    optimizer = our_optimizer(model)
+    count = len(targets)
+    every = [x for batch in inputs.values() for x in batch]
+    batches = [range(i, i + count) for i in range(0, len(every), count)]
+    optimizer = begin_training(task, every, len(inputs) * [*targets], batches)
 
     def contender(context: float) -> Contender:
         batch = inputs[context]

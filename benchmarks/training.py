@@ -140,6 +140,26 @@ def our_optimizer(model: nn.Module) -> Optimizer:
     return Optimizer(model, lr=1e-5, head_lr=1e-5, head=(), steps=1_000_000)
 
 
+def begin_training(
+    task: Task,
+    inputs: Sequence[Tensor],
+    targets: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+) -> Optimizer:
+    """Return the optimizer of a model, whose steps on some batches are captured as a run's are.
+
+    On CUDA a line says what memory that takes: replays take none when they are timed.
+    """
+    optimizer = our_optimizer(task.model)
+    device = optimizer.gradients.vector.device
+    before = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+    task.capture(inputs, targets, batches)
+    if device.type == "cuda":
+        taken = torch.cuda.memory_reserved(device) - before
+        print(f"captured steps hold {taken / 1e9:.2f} GB", flush=True)
+    return optimizer
+
+
 def our_step(
     task: Task, optimizer: Optimizer, inputs: Sequence[Tensor], targets: Sequence[Sequence[int]]
 ) -> Tensor:

@@ -276,3 +276,12 @@ def test_peak_memory_is_that_of_the_process_alone() -> None:
     )
     assert 10e6 < int(child.stdout) < 1e9
     assert reprune.peak_bytes() > 4 * ballast.numel()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict"), [(0.216, "27 found, as predicted"), (0.4, "50 found, NOT AS PREDICTED")]
+)
+def test_prediction_is_said_beside_what_was_found(seconds: float, verdict: str) -> None:
+    report = Report("steps", [Row("ours", [seconds]), Row("ours, plain", [1.0])])
+    note = gpu.PREDICTIONS["w2v2-step"].note(report)
+    assert note == f"ours: 24.5 to 30 ms predicted, {verdict}"
