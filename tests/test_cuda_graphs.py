@@ -24,7 +24,7 @@ from models.cuda_graphs import GraphedLogits
 from models.device import use_device
 from models.draw import Draw
 from models.spec_augment import SpecAugment
-from models.training import tasks
+from models.training import graphed_models, tasks
 from models.training.optim import FlatGradients, trained_parameters
 from models.training.tasks import CTCTask, Seq2SeqTask, Task
 
@@ -284,6 +284,7 @@ def test_what_is_captured_runs_on_cuda_tensors_without_values(
     monkeypatch.setattr(cuda_graphs, "capturing", lambda *given: nullcontext())
     monkeypatch.setattr(cuda_graphs, "stream_for", lambda *given: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(graphed_models, "send", lambda tensor, device: tensor.to(device))
     with FakeTensorMode(allow_non_fake_inputs=True):
         _as_cuda(task.model)
         task = _rebuilt(task)

@@ -44,21 +44,11 @@ class GraphedCTC:
         """Capture a step for shapes that hold all ``batches``, their widths in frames."""
         self.shapes = choose_shapes(batches, FRAMES)
         weight = next(self._model.parameters())
-        config = self._model.config
-
-        def hidden(*sizes: int) -> Tensor:
-            return weight.new_zeros(sizes, dtype=torch.bool)
-
-        examples = [
-            (
-                weight.new_zeros(shape.rows, shape.width, config.conv_dims[-1]),
-                ~hidden(shape.rows, shape.width),
-                hidden(shape.rows, shape.width),
-                hidden(shape.rows, config.d_model),
-                hidden(config.num_layers),
-            )
-            for shape in self.shapes
-        ]
+        channels = self._model.config.conv_dims[-1]
+        examples = []
+        for shape in self.shapes:
+            features = [weight.new_zeros(shape.width, channels)] * shape.rows
+            examples.append(self._inputs(shape, features, Draw(0, range(shape.rows))))
         self._graphed.capture(examples)
 
     def __call__(self, features: Sequence[Tensor], draw: Draw | None = None) -> Tensor | None:
@@ -69,27 +59,32 @@ class GraphedCTC:
 
         Randomness: as the model draws it for a batch in train mode.
         """
-        lengths = [len(rows) for rows in features]
-        batch = Shape(len(lengths), max(lengths))
+        batch = Shape(len(features), max(len(rows) for rows in features))
         shape = smallest_that_holds(self.shapes, batch)
         if shape is None:
             return None
+        logits = self._graphed(*self._inputs(shape, features, draw))
+        return logits[: batch.rows, : batch.width]
+
+    def _inputs(
+        self, shape: Shape, features: Sequence[Tensor], draw: Draw | None
+    ) -> tuple[Tensor, ...]:
+        """Return what is captured or replayed for a batch."""
         device = next(self._model.parameters()).device
         config = self._model.config
+        lengths = [len(rows) for rows in features]
+        rows, width = shape.rows - len(lengths), shape.width - max(lengths)
         drawn = draw_masks(lengths, max(lengths), config, draw)
-        frames = send(_grow(drawn.frames, shape.rows, shape.width), device)
-        channels = send(_grow(drawn.channels, shape.rows, config.d_model), device)
         assert isinstance(drawn.layers, DroppedLayers)
         skipped = torch.tensor(drawn.layers.skipped or [False] * config.num_layers)
 
         # A row that stands for no utterance has one frame, so that its attention is defined.
-        grown = torch.tensor([*lengths, *[1] * (shape.rows - batch.rows)])
-        is_frame = send(torch.arange(shape.width) < grown[:, None], device)
-        padded = send(pad_sequence(list(features), batch_first=True), device)
-        missing = (0, 0, 0, shape.width - batch.width, 0, shape.rows - batch.rows)
-        padded = F.pad(padded, missing)
-        logits = self._graphed(padded, is_frame, frames, channels, send(skipped, device))
-        return logits[: batch.rows, : batch.width]
+        is_frame = torch.arange(shape.width) < torch.tensor([*lengths, *[1] * rows])[:, None]
+        hidden = _grow(drawn.frames, shape.rows, shape.width)
+        channels = _grow(drawn.channels, shape.rows, config.d_model)
+        padded = F.pad(pad_sequence(list(features), batch_first=True), (0, 0, 0, width, 0, rows))
+        batch = (padded, is_frame, hidden, channels, skipped)
+        return tuple(send(tensor, device) for tensor in batch)
 
 
 class GraphedSeq2Seq:
@@ -112,14 +107,15 @@ class GraphedSeq2Seq:
         self.shapes = choose_shapes(batches, TOKENS)
         weight = next(self._model.parameters())
         num_mels = self._model.config.num_mels
-        examples = [
-            (
-                weight.new_zeros(shape.rows, num_mels, shape.context),
-                weight.new_zeros(shape.rows, shape.width, dtype=torch.int64),
-            )
-            for shape in self.shapes
-        ]
-        self._graphed.capture(examples)
+        self._graphed.capture(
+            [
+                (
+                    weight.new_zeros(shape.rows, num_mels, shape.context),
+                    weight.new_zeros(shape.rows, shape.width, dtype=torch.int64),
+                )
+                for shape in self.shapes
+            ]
+        )
 
     def __call__(self, log_mel: Tensor, decoder_ids: Tensor) -> Tensor | None:
         """Map log-mel (B, M, F) and ids (B, L) to logits (B, L, V); None where no shape holds."""
