@@ -266,6 +266,8 @@ def begin(run: Run) -> None:
 
 def capture_steps(run: Run) -> None:
     """Let CUDA capture the steps that come, those on batches of each shape: nothing elsewhere."""
+    if run.distillation and run.distillation.compares_states:
+        return  # a captured step gives logits alone
     stages = range(len(run.schedule.stages))
     steps = max(run.schedule.stage_steps(stage, run.full_steps) for stage in stages)
     batches = run.sampler.first_batches(steps * run.options.grad_accum)

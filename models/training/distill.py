@@ -117,6 +117,11 @@ class Distillation:
         self._memory_left = memory
 
     @property
+    def compares_states(self) -> bool:
+        """Whether hidden states play a part."""
+        return "hidden_loss" in self._weights
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What ``losses`` returns: the loss, then the terms of which it is the weighted sum."""
         return ("loss", *self._weights)
@@ -136,7 +141,7 @@ class Distillation:
         """
         weights = self._weights
         targets = [self._targets[i] for i in utterances]
-        outputs = self._student.outputs(inputs, targets, draw, "hidden_loss" in weights)
+        outputs = self._student.outputs(inputs, targets, draw, self.compares_states)
         terms = {"task_loss": self._student.loss_of(outputs, targets)}
 
         if len(weights) > 1:
@@ -145,7 +150,7 @@ class Distillation:
         if "logit_loss" in weights:
             temperature = self._options.temperature
             terms["logit_loss"] = logit_divergence(outputs.logits, logits, temperature)
-        if "hidden_loss" in weights:
+        if self.compares_states:
             tokens = [max(1, len(target)) for target in targets]
             layers = zip(outputs.states, states, strict=True)
             distances = [state_distance(student, of, tokens) for student, of in layers]
@@ -166,7 +171,7 @@ class Distillation:
             outputs = self._teacher.outputs(
                 [self._input_of(utterance)],
                 [self._targets[utterance]],
-                with_states="hidden_loss" in self._weights,
+                with_states=self.compares_states,
             )
         taught = [of.values[0].clone() for of in (outputs.logits, *outputs.states)]
 
