@@ -56,6 +56,7 @@ class BatchSampler:
             )
         if not batch_seconds > 0:
             raise ValueError(f"batch seconds are {batch_seconds}: give a positive number")
+
         self.batch_seconds = batch_seconds
         self.seed = seed
         self.shuffle = shuffle
@@ -65,6 +66,7 @@ class BatchSampler:
             enough = int(self.lengths.sum() / batch_seconds / BATCHES_OF_A_LENGTH)
             lengths = common_lengths(self.lengths, min(num_lengths, max(1, enough)))
             self._padded = lengths[np.searchsorted(lengths, self.lengths - ROUNDING)]
+
         self.epoch = 0
         self.position = 0
         self._batches = self.epoch_batches(0)

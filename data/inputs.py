@@ -197,6 +197,7 @@ def load_inputs(
             f"{free / 1e9:.1f} GB free",
             file=sys.stderr,
         )
+
     inputs = _map_inputs(utterances, compute, about, cache or spill)
     bytes_mapped = sum(tensor.nbytes for tensor in inputs)
     if device.type == "cpu" or 4 * bytes_mapped > free_bytes(device):

@@ -109,6 +109,7 @@ def draw_masks(
         least = config.mask_time_min
         drawn = draw.of_rows(_FRAMES, 1 + width)
         frames = draw_spans(lengths, width, prob, length, least, drawn)
+
     if config.mask_channel_prob:
         prob = config.mask_channel_prob
         length = config.mask_channel_length

@@ -57,6 +57,7 @@ def generate(
     """
     _check_options(model, options)
     was_training = model.training
+
     model.eval()
     try:
         with torch.inference_mode():
