@@ -396,7 +396,6 @@ def evaluate(options: EvalOptions) -> JsonObject:
     scores = score(task, checkpoint, split, decoding)
     report = results(scores, checkpoint)
     if options.trn:
-        Path(options.trn).mkdir(parents=True, exist_ok=True)
         utt_ids = [utterance.utt_id for utterance in split.utterances]
         for name, side in (("ref", scores.references), ("hyp", scores.hypotheses)):
             write_trn(Path(options.trn) / f"{name}.trn", list(zip(utt_ids, side, strict=True)))

@@ -44,7 +44,7 @@ from pruning.run.calibration import collect_inputs
 from pruning.run.options import TrainOptions, as_recorded_now, recorded_options
 from pruning.run.plan import Plan, check_corpus, make_plan
 from pruning.run.progress import Progress, check_disk, describe_start
-from pruning.run.results import final_report, score_run
+from pruning.run.results import final_report, resolved_options, score_run
 from pruning.run.stages import Stage, finished_stage, save_stage
 from pruning.run.state import (
     Run,
@@ -327,7 +327,8 @@ def run_plan(plan: Plan) -> int:
             {each.utt_id for each in run.data.train.utterances} - {u.utt_id for u in run.train},
         )
         begun_with = replace(run.checkpoint.run, step=None, steps=None)  # also where it goes on
-        write_json(out / "config.json", config | {"run": begun_with.stored()})
+        described = {"resolved": resolved_options(run), "run": begun_with.stored()}
+        write_json(out / "config.json", config | described)
 
     if not fit_stages(run):
         tqdm.write(f"interrupted at step {run.step}; go on with --resume {out / 'last.pt'}")

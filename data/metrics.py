@@ -1,6 +1,5 @@
 """Error rates: what is compared, how it is aligned, counted, and written for SCTK."""
 
-import os
 import re
 from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from data.files import write_file
 from data.phones import fold_phones
 from data.text import NORMALIZER, normalize_text
 from data.utterance import PHONES, TEXT
@@ -261,9 +261,7 @@ def operations(reference: Tokens, hypothesis: Tokens) -> str:
     return "".join(_LETTERS[step[0]] for step in align(reference, hypothesis))
 
 
-def write_trn(
-    path: str | os.PathLike[str], utterances: Sequence[tuple[str, Sequence[str]]]
-) -> None:
+def write_trn(path: str | Path, utterances: Sequence[tuple[str, Sequence[str]]]) -> None:
     """Write (utt_id, tokens) pairs in SCTK's trn format, one line ``tokens (utt_id)`` for each.
 
     Raises:
@@ -274,7 +272,4 @@ def write_trn(
         if re.search(r"[\s()]", utt_id) or not utt_id:
             raise ValueError(f"trn id {utt_id!r} is empty or holds white space or a parenthesis")
         lines.append(" ".join([*tokens, f"({utt_id})"]) + "\n")
-    try:
-        Path(path).write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot write trn file {path}: {error.strerror or error}") from None
+    write_file(path, "".join(lines).encode())

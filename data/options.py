@@ -175,8 +175,9 @@ def with_fields_of(others: Iterable[type]) -> Callable[[type[Options]], type[Opt
 
 def meant_instead(name: str, known: Iterable[str]) -> str:
     """Return the question after the known name that is nearest to ``name``, or nothing."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -195,7 +196,8 @@ class OptionParser(argparse.ArgumentParser):
         if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
             message += meant_instead(unknown[1], self._option_string_actions)
         elif wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message):
-            message += meant_instead(wrong[1], re.findall(r"[^\s',]+", wrong[2]))
+            known = [each for each in re.findall(r"[^\s',]+", wrong[2]) if each != "None"]
+            message = message.replace(", None)", ")") + meant_instead(wrong[1], known)
         self.exit(STATUS_MISTAKE, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
 
@@ -327,6 +329,8 @@ def check_value(cls: type, name: str, value: Any, where: str) -> Any:
     fits: bool = type(value) is kind  # isinstance would take True for a number
     if not fits:
         raise ValueError(f"{where} is {value!r}: give {_WANTED[kind]}")
+    if value == "":
+        raise ValueError(f"{where} is empty: give a value, or leave it out")
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         raise ValueError(f"{where} is {value!r}: choose from {', '.join(map(str, choices))}")

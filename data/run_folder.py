@@ -62,7 +62,7 @@ def locate_run(out: str | None, resume: str | None, name: str = "run") -> tuple[
 
     Args:
         out: The folder asked for; without it one under runs/ with the time and ``name``.
-        resume: None, ``auto`` (the last.pt in ``out``, if there is one), or a last.pt.
+        resume: None, ``auto`` (the last.pt in ``out``, if any), or a last.pt or its folder.
         name: What the run is.
 
     Raises:
@@ -76,6 +76,7 @@ def locate_run(out: str | None, resume: str | None, name: str = "run") -> tuple[
         return folder, folder / "last.pt" if (folder / "last.pt").is_file() else None
     if resume:
         last = Path(resume)
+        last = last / "last.pt" if last.is_dir() else last
         if not last.is_file():
             raise ValueError(f"no file {last} to go on from: give the last.pt of a run")
         if out and Path(out).resolve() != last.parent.resolve():

@@ -14,7 +14,7 @@ from data.utterance import Utterance
 
 COLUMNS = (
     "utt_id speaker sex dialect path num_samples seconds phones39 text labels_sha256 first_sample "
-    "split described recording_crc32"
+    "split described probe_crc32"
 ).split()
 LEFT_OUT = "-left-out"
 """What follows the name of a split for its utterances that can't be trained on."""
@@ -23,9 +23,9 @@ _COMPARED = {
     "labels_sha256": "label",
     "num_samples": "length",
     "first_sample": "beginning",
-    "recording_crc32": "recording",
+    "probe_crc32": "recording",
 }
-_PROBE = 4096  # bytes
+_WHOLE, _PROBE = 1 << 18, 1 << 12  # bytes
 
 Rows = Mapping[tuple[str, str], Mapping[str, str]]
 
@@ -38,7 +38,7 @@ def write_manifest(
     Columns: utt_id, speaker, sex, dialect, path (in the corpus), num_samples, seconds, phones39 (as
     scored), text, labels_sha256 (over phones with times, words and text), first_sample (of the
     recording), split, described (with the rule by which the split was drawn, if it was), and
-    recording_crc32 (see :func:`probe_recording`).
+    probe_crc32 (see :func:`probe_recording`).
 
     Args:
         splits: What to list.
@@ -54,7 +54,7 @@ def write_manifest(
                 probes[item.path] = probe_recording(item.path)
             name = split.name + (LEFT_OUT if item.utt_id in left_out else "")
             row = _row(item, root) | {"split": name, "described": split.described}
-            row["recording_crc32"] = probes[item.path]
+            row["probe_crc32"] = probes[item.path]
             lines.append([row[column] for column in COLUMNS])
     text = "".join("\t".join(line) + "\n" for line in lines)
     write_file(path, text.encode())
@@ -78,15 +78,16 @@ def _row(item: Utterance, root: Path) -> dict[str, str]:
 
 
 def probe_recording(path: Path) -> str:
-    """Return a CRC-32 of a file's size and of 4 KiB at its start, its middle and its end.
+    """Return a CRC-32 of a file's size, its first 256 KiB, and 4 KiB of every 64 KiB after that.
 
-    It tells another recording of the same length without reading whole ones.
+    So all of a sentence is compared, and of longer recordings a sixteenth, evenly spread.
     """
     try:
         size = path.stat().st_size
         value = zlib.crc32(str(size).encode())
         with path.open("rb") as file:
-            for start in (0, size // 2, max(0, size - _PROBE)):
+            value = zlib.crc32(file.read(_WHOLE), value)
+            for start in range(_WHOLE, size, 16 * _PROBE):
                 file.seek(start)
                 value = zlib.crc32(file.read(_PROBE), value)
     except OSError as error:

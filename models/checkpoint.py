@@ -239,7 +239,15 @@ def _storable(value: Any, where: str) -> Any:
     raise ValueError(f"{where} is a {type(value).__name__}: only tensors and plain values are kept")
 
 
+OTHERS_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin", "model.bin")
+
+
 def _read(path: Path) -> dict[str, Any]:
+    if any((path / name).is_file() for name in ("model.safetensors", *OTHERS_WEIGHTS)):
+        raise ValueError(
+            f"{path} is a folder without a best.pt, and looks like another program's weights: "
+            "convert them first, with models.convert"
+        )
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder without a best.pt: give the folder of a run that has been scored, "

@@ -42,6 +42,7 @@ class JsonFile:
     def error(self, name: str, expected: str) -> ValueError:
         """Return the error of a setting that is not as expected."""
         found = shown(self.content.get(name))
+        name = name if name.isidentifier() else shown(name)
         return ValueError(f"{self.path}: {name} is {found}, expected {expected}: correct the file")
 
 
@@ -77,5 +78,5 @@ def take_table(file: JsonFile, wanted: str) -> JsonObject:
     """
     for name, value in file.content.items():
         if not has_type(value, wanted):
-            raise file.error(shown(name), wanted)
+            raise file.error(name, wanted)
     return dict(file.content)

@@ -207,7 +207,7 @@ def test_manifest_lists_every_utterance(small_corpus: Path, tmp_path: Path) -> N
         "first_sample": "0",
         "split": "test",
         "described": "test without SA",
-        "recording_crc32": probe_recording(last.path),
+        "probe_crc32": probe_recording(last.path),
     }
 
 

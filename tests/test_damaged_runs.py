@@ -299,3 +299,19 @@ def test_a_last_checkpoint_whose_state_was_changed_is_refused_by_file_and_key(
     line = _refused(capsys, omp_argv(small_corpus, out, "--resume", "auto"), train.main)
     assert "last.pt" in line or "batch 1000000 of an epoch" in line
     assert _content(out) == before
+
+
+@pytest.mark.parametrize("name", ["initial.pt", "best.pt", "stage-dense.pt"])
+def test_a_run_is_not_gone_on_with_that_can_not_be_finished(
+    small_corpus: Path, interrupted_omp: Path, tmp_path: Path, capsys: Capture, name: str
+) -> None:
+    out = Path(shutil.copytree(interrupted_omp, tmp_path / "run"))
+    argv = omp_argv(small_corpus, out, "--resume", "auto")
+    last = torch.load(out / "last.pt", weights_only=True)
+    last["training"]["schedule"]["stage"] = 1  # as in the second of two stages
+    torch.save(last, out / "last.pt")
+    (out / name).unlink(missing_ok=True)
+    before = _content(out)
+    assert f"{out / name} is gone" in _refused(capsys, argv, train.main)
+    assert _content(out).keys() == before.keys()
+    assert all(_content(out)[each] == before[each] for each in ("last.pt", "metrics.jsonl"))

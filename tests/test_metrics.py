@@ -1,5 +1,6 @@
 """Error counts against brute force and jiwer; intervals, trn files and text normalisation."""
 
+import errno
 import time
 from collections import Counter
 from functools import cache
@@ -202,9 +203,20 @@ def test_write_trn_of_ambiguous_id_is_refused(tmp_path: Path, utt_id: str) -> No
         write_trn(tmp_path / "ref.trn", [(utt_id, ["sil"])])
 
 
-def test_write_trn_into_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot write trn file .*No such file"):
-        write_trn(tmp_path / "none" / "ref.trn", [])
+def test_write_trn_that_fails_leaves_the_older_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "ref.trn"
+    write_trn(path, [("a", ["sil"])])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ValueError, match="No space left on device"):
+        write_trn(path, 9000 * [("b", ["aa"])])
+    assert path.read_text() == "sil (a)\n"
+    assert [each.name for each in path.parent.iterdir()] == ["ref.trn"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,13 @@ def test_card_names_what_the_model_is(tmp_path):
     assert "takes 1 s of audio, the context that it was trained with" in card
     assert "--audio-ctx full" in card
     assert "Not known here." in card
+
+
+@pytest.mark.parametrize(("data", "said"), [("demo", "made-up speech"), ("/a/TIMIT", "TIMIT")])
+def test_card_names_the_corpus(tmp_path, data, said):
+    checkpoint = ctc_checkpoint()
+    checkpoint.run = replace(RUN, data=data)
+    assert f"- Corpus: {said}.\n" in export(tmp_path, checkpoint)
 
 
 def test_card_gives_the_score_of_the_run_that_the_checkpoint_is_of(tmp_path):

@@ -36,6 +36,7 @@ class Example:
     save: bool = field(default=True, metadata={"help": "save it"})
     epochs: int | None = field(default=None, metadata={"help": "passes"})
     method: str | None = field(default=None, metadata={"help": "how", "choices": ("mpi", "parp")})
+    folder: str | None = field(default=None, metadata={"help": "where"})
 
 
 def parse(*argv: str) -> Example:
@@ -157,6 +158,16 @@ def test_parse_options_of_wrong_value_prints_one_line(capsys: pytest.CaptureFixt
 
 def test_parse_options_of_wrong_choice_prints_one_line(capsys: pytest.CaptureFixture) -> None:
     assert "whisper-tiny" in exit_line(capsys, "--model", "bert")
+
+
+def test_parse_options_of_a_choice_in_another_case_names_it(capsys: pytest.CaptureFixture) -> None:
+    line = exit_line(capsys, "--model", "w2v2", "--method", "PARP")
+    assert "(choose from 'mpi', 'parp'); did you mean parp? (see" in line
+
+
+def test_parse_options_of_an_empty_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="--folder is empty: give a value, or leave it out"):
+        parse("--folder", "")
 
 
 def test_parse_options_of_abbreviated_flag_prints_one_line(capsys: pytest.CaptureFixture) -> None:

@@ -25,8 +25,8 @@ def test_a_run_says_at_its_start_what_it_is_about_to_do(
     out = tmp_path / "run"
     assert _run(small_corpus, out) == 0
     lines = capsys.readouterr().out.splitlines()
-    said = dict(line.split(maxsplit=1) for line in lines[:9])
-    assert list(said) == "device train dev test model method training disk folder".split()
+    said = dict(line.split(maxsplit=1) for line in lines[:10])
+    assert list(said) == "corpus device train dev test model method training disk folder".split()
     assert said["device"] == "cpu, fp32"
     assert re.fullmatch(
         r"train without SA: 27 utterances, 0\.0\d h, 9 speakers, 27 of them usable", said["train"]

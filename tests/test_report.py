@@ -518,3 +518,20 @@ def test_an_older_report_is_replaced(tmp_path: Path) -> None:
 def test_runs_json_has_a_line_for_each_run(runs: Path) -> None:
     text = dump_runs(load_runs([runs]))
     assert sum(line.startswith('{"name"') for line in text.splitlines()) == 15
+
+
+def test_results_of_other_utterances_than_the_alignments_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    lines = (run / "test.jsonl").read_text().splitlines(keepends=True)
+    (run / "test.jsonl").write_text("".join(lines[:5]))
+    errors = _refused(capsys, run, "--out", tmp_path / "out", "--no-plots")
+    assert f"{run / 'test.jsonl'}: its alignments have" in errors
+
+
+def test_report_into_the_folder_of_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    assert "is the folder of a run" in _refused(capsys, run, "--out", run)

@@ -85,9 +85,15 @@ def _load_foreign(path: Path, content: Any) -> Checkpoint:
             "let the program that wrote it export a Hugging Face folder (config.json and "
             f"model.safetensors), and give that; files are read of {others}"
         )
+    if str(path) in PRESETS:
+        raise ValueError(
+            f"no weights at {path}, which is the name of a model: give that to --model, and here "
+            "its weights, or auto, which looks for them"
+        )
     raise ValueError(
         f"no weights at {path}: looked for a run or a checkpoint file of ours, a Hugging Face "
-        f"folder (config.json with a model_type) or a weight file in one, and {others}"
+        f"folder (config.json with a model_type) or a weight file in one, and {others}; "
+        "give the path of one, or a hub name OWNER/NAME"
     )
 
 

@@ -1,6 +1,7 @@
 """The model card that stands beside exported weights: what they are, and how to use them."""
 
 import math
+from pathlib import Path
 
 from data.files import JsonObject
 from models import FAMILIES
@@ -97,6 +98,9 @@ def _facts(checkpoint: Checkpoint, num_parameters: int) -> list[str]:
         )
     elif run.method:
         facts.append(f"Fine-tuned with method {run.method}, not pruned.")
+    if run.data:
+        spoken = "made-up speech" if run.data == "demo" else Path(run.data).name
+        facts.append(f"Corpus: {spoken}.")
     if run.init:
         facts.append(f"Began with: {run.init}.")
     if run.converted_from:

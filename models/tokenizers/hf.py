@@ -92,7 +92,10 @@ def symbols_by_id(vocab: Mapping[str, int]) -> list[str]:
     """
     symbols = sorted(vocab, key=lambda symbol: vocab[symbol])
     if [vocab[symbol] for symbol in symbols] != list(range(len(symbols))):
-        raise ValueError(f"the vocabulary's ids are not 0 to {len(symbols) - 1}, each once")
+        raise ValueError(
+            f"vocab.json: the vocabulary's ids are not 0 to {len(symbols) - 1}, each once: restore "
+            "the file that the weights were published with"
+        )
     return symbols
 
 

@@ -195,6 +195,8 @@ def run_command(argv: Sequence[str] | None) -> None:
         parser.error("--out needs RUNS to report")
     if arguments.format and arguments.no_plots:
         parser.error("--format is of plots, and --no-plots makes none: leave one out")
+    if arguments.out and (arguments.out / "metrics.jsonl").is_file():
+        raise ValueError(f"{arguments.out} is the folder of a run: give the report one of its own")
     formats = () if arguments.no_plots else arguments.format or ("png",)
     runs = load_runs(arguments.runs)
     for name in runs.repeated:

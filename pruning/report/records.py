@@ -153,7 +153,7 @@ def _read_folder(folder: Path, name: str) -> Record:
     path = folder / "test.jsonl"
     utterances = read_json_lines(path, REPEAT)
     Checker(path, REPEAT).check(utterances, [UTTERANCE], "line")
-    Checker(path, REPEAT).check_utterances(utterances, "line")
+    Checker(path, REPEAT).check_utterances(utterances, "line", results)
     return {
         "name": name,
         "options": config["options"],
@@ -181,7 +181,7 @@ def _read_runs_file(path: Path, runs: Runs) -> list[Record]:
     for number, record in enumerate(content["runs"]):
         place = f"runs[{number}]"
         checker.check_rates(record["results"], record["curves"]["dev"], f"{place}.results")
-        checker.check_utterances(record["utterances"], f"{place}.utterances")
+        checker.check_utterances(record["utterances"], f"{place}.utterances", record["results"])
     runs.overlaps |= {frozenset(entry["runs"]): entry["iou"] for entry in content["overlaps"]}
     return list(content["runs"])
 

@@ -1,5 +1,7 @@
 """What the files of a run, and a report's runs.json, have to hold for a report to be made."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,14 +145,39 @@ class Checker:
         for number, event in enumerate(dev_events):
             self.check(event, {metric: "number"}, f"dev event {number}")
 
-    def check_utterances(self, utterances: Any, name: str) -> None:
-        """Check alignments, checked by their types, for letters that are no operation."""
+    def check_utterances(self, utterances: Any, name: str, results: Any) -> None:
+        """Check alignments, checked by their types, and hold the results against them.
+
+        Args:
+            utterances: Alignments of the test set.
+            name: Where they are in the file.
+            results: Of the same run, checked by :meth:`check_rates`.
+        """
         if not utterances:
             raise self.error(name, utterances, "at least one utterance")
         for number, utterance in enumerate(utterances):
             if not set(utterance["operations"]) <= set("=SDI"):
                 place = f"{name}[{number}].operations"
                 raise self.error(place, utterance["operations"], "letters of =SDI")
+
+        metric = deciding_metric(results)
+        assert metric is not None, "checked before"
+        letters = Counter("".join(utterance["operations"] for utterance in utterances))
+        counted = {kind: letters[kind[0].upper()] for kind in _COUNTS if kind != "reference_tokens"}
+        counted["reference_tokens"] = letters.total() - letters["I"]
+        for kind, count in counted.items():
+            if results[metric][kind] != count:
+                raise ValueError(
+                    f"{self._path}: its alignments have {count} {kind.replace('_', ' ')}, the "
+                    f"results {results[metric][kind]}: {self._remedy}"
+                )
+        edits = sum(letters[letter] for letter in "SDI")
+        rate = edits / counted["reference_tokens"] if counted["reference_tokens"] else 0.0
+        if edits and not math.isclose(results[metric]["rate"], rate, rel_tol=1e-9):
+            raise ValueError(
+                f"{self._path}: {edits} edits of {counted['reference_tokens']} are a rate of "
+                f"{rate:.6g}, the results have {results[metric]['rate']:.6g}: {self._remedy}"
+            )
 
     def error(self, name: str, value: object, expected: str) -> ValueError:
         """Return the error of a value that is not as expected."""

@@ -259,10 +259,12 @@ def _against_dense(group: Group, margin: float) -> list[str]:
         "one-sided 95 % limit",
         f"no worse by {points}",
     )
+    paired = sorted({UNITS[each.unit] for each in units if each.unit}) or ["utterances"]
     note = (
-        "In percentage points; negative where the pruned model errs less. Paired over speakers and "
-        f"the seeds that both have. No worse: the one-sided limit is under {points}, so with 95 % "
-        "confidence the pruned model errs less than that more often than the dense one."
+        "In percentage points; negative where the pruned model errs less. Paired over "
+        f"{' or '.join(paired)} and the seeds that both have. No worse: the one-sided limit is "
+        f"under {points}, so with 95 % confidence the pruned model errs less than that more often "
+        "than the dense one."
     )
     return ["### Sparse minus dense\n", f"{note} {_other_unit(units)}".strip() + "\n"] + [
         table(header, rows)

@@ -55,7 +55,9 @@ class TrainOptions(DataOptions, FitOptions, DistillOptions, MethodOptions):
     )
     device: str = option("auto, cpu, cuda or cuda:N", "auto")
     out: str | None = option("run folder; without it runs/<time>-<model>-...", None)
-    resume: str | None = option("a last.pt to go on from, or auto: the one in --out, if any", None)
+    resume: str | None = option(
+        "a last.pt to go on from, or its folder, or auto: the one in --out, if any", None
+    )
     eval_every: int | None = option(
         "steps between dev scores, else an epoch or, where that is more, a tenth of the run",
         None,

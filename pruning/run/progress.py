@@ -97,6 +97,7 @@ def describe_start(run: Run) -> str:
     peak, kept = expected_bytes(run)
     runs = f", {len(stages)} times ({', '.join(stages)})" if len(stages) > 1 else ""
     lines = {
+        "corpus": str(run.data.corpus.root),
         "device": f"{device}, {run.task.precision}{processes}",
         "train": f"{_describe_split(run.data.train)}, {len(run.train)} of them usable",
         "dev": _describe_split(run.data.dev),
@@ -104,8 +105,8 @@ def describe_start(run: Run) -> str:
         "model": f"{about.model}, {parameters:,} parameters from {about.init}; "
         f"{in_scope:,} in scope ({about.scope})",
         "method": f"{about.method}, sparsity {100 * (about.sparsity or 0.0):g} %",
-        "training": f"{run.full_steps} steps{runs}, {batches} batches an epoch, a step of "
-        f"{options.grad_accum}; scored every {run.eval_every}",
+        "training": f"{run.full_steps} steps{runs}, {batches} batches an epoch, "
+        f"{options.grad_accum} to a step; dev scored every {run.eval_every} steps",
         "disk": f"{describe_bytes(peak)} while it trains, {describe_bytes(kept)} then; inputs that "
         "memory does not hold come on top",
         "folder": str(run.out),

@@ -21,6 +21,17 @@ def score_run(run: Run, split: Split, inputs: Sequence[Tensor] | None = None) ->
     return score(run.task, run.checkpoint, split, Decoding(world=run.world), inputs)
 
 
+def resolved_options(run: Run) -> JsonObject:
+    """Return what options came to that may be left open: for ``config.json``, beside them."""
+    return {
+        "precision": run.task.precision,
+        "steps": run.full_steps,
+        "eval_every": run.eval_every,
+        "corpus": str(run.data.corpus.root.resolve()),
+        "model": asdict(run.checkpoint.config),
+    }
+
+
 def final_report(run: Run) -> JsonObject:
     """Score best.pt on dev and test, and describe what became of the weights."""
     run.world.wait()

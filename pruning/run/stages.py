@@ -43,7 +43,7 @@ def save_stage(folder: Path, name: str, stage: Stage) -> None:
     """Write ``stage`` to the run folder, whole or not at all; "final" ones hand on nothing."""
     if name == "final":
         return
-    path = _stage_path(folder, name)
+    path = stage_path(folder, name)
     weights = {name: weight.detach().cpu().clone() for name, weight in stage.weights.items()}
     content = {"format": FORMAT, "steps": stage.steps, "seconds": stage.seconds}
     write_file(path, lambda file: torch.save(content | {"weights": weights}, file))
@@ -60,7 +60,7 @@ def load_stage(folder: Path, name: str, params: Params | None = None) -> Stage:
     Raises:
         ValueError: If there is none, it is damaged, or its weights do not fit.
     """
-    path = _stage_path(folder, name)
+    path = stage_path(folder, name)
     content = read_archive(path, "a stage of a run", ANEW)
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(found, str) or found != FORMAT:
@@ -89,7 +89,7 @@ def finished_stage(
             file of it is damaged.
     """
     name = schedule.stage_name
-    if _stage_path(folder, name).is_file():
+    if stage_path(folder, name).is_file():
         return load_stage(folder, name, params)
     if options.reuse is None:
         return None
@@ -98,7 +98,7 @@ def finished_stage(
     remedy = "give the run folder of a run to --reuse"
     if not (other / "config.json").is_file():
         raise ValueError(f"{other} has no config.json: {remedy}")
-    if not _stage_path(other, name).is_file():
+    if not stage_path(other, name).is_file():
         return None
     config = read_config(other / "config.json", remedy)
     begun = as_recorded_now(config["options"])
@@ -109,7 +109,7 @@ def finished_stage(
         _copy(other / "rewind.pt", folder / "rewind.pt")
     if options.teacher == SELF and _is_dense(schedule):
         _copy(_dense_model(other, begun, schedule), folder / "teacher.pt")
-    _copy(_stage_path(other, name), _stage_path(folder, name))
+    _copy(stage_path(other, name), stage_path(folder, name))
     return stage
 
 
@@ -162,5 +162,6 @@ def _check_reusable(
         )
 
 
-def _stage_path(folder: Path, name: str) -> Path:
+def stage_path(folder: Path, name: str) -> Path:
+    """Return the file of a finished stage of the run in ``folder``."""
     return folder / f"stage-{name}.pt"

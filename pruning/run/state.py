@@ -41,6 +41,7 @@ from pruning.interface import Params, Schedule, Snapshot, check_fit, copy_weight
 from pruning.mask_file import MaskFile, check_masks, load_masks_for, save_masks
 from pruning.run.options import TrainOptions
 from pruning.run.plan import Plan, initial_checkpoint
+from pruning.run.stages import stage_path
 from pruning.scope import select_parameters
 
 SCORES_OF_A_RUN = 10  # at most, on dev: a short epoch on a GPU takes less than to score and save it
@@ -235,6 +236,7 @@ def restore(run: Run) -> None:
     training = run.checkpoint.training
     assert training is not None
     run.checkpoint.training = None
+    _check_needed_later(run, training)
 
     copy_weights(run.params, training["adjusted"])
     run.schedule.load_state_dict(training["schedule"], run.params)
@@ -249,6 +251,19 @@ def restore(run: Run) -> None:
     except ValueError as error:
         raise ValueError(f"{run.out / 'last.pt'}: training: {error}: {DAMAGED}") from None
     run.world.seed(run.options.seed + run.step)
+
+
+def _check_needed_later(run: Run, training: Mapping[str, Any]) -> None:
+    """Raise where a file is gone that the run reads at its end or as its next stage begins."""
+    stages = run.schedule.stages[: training["schedule"]["stage"]]
+    needed = [run.out / "initial.pt", *(stage_path(run.out, name) for name in stages)]
+    if training["best"] < math.inf:
+        needed.append(run.out / "best.pt")
+    if gone := [path for path in needed if not path.is_file()]:
+        raise ValueError(
+            f"{gone[0]} is gone, without which the run can't be finished: put it back, or begin "
+            "anew in another folder"
+        )
 
 
 def masks_to_begin_with(
