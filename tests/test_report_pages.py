@@ -75,7 +75,7 @@ def test_html_holds_what_was_said_heard_and_recorded(
     small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TIMIT_ROOT", str(small_corpus))
-    folder = write_run(tmp_path / "runs" / "run", data=None)
+    folder = write_run(tmp_path / "runs" / "run", data=None, operations=["SS="])
     label = min((small_corpus / "TEST").rglob("SX*.PHN"))
     name, sentence = label.parent.name.lower(), label.stem.lower()
     line = '{"utt_id": "%s", "speaker": "s", "operations": "SS=", "reference": ["a", "b", "c"], '

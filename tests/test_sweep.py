@@ -52,7 +52,8 @@ config |= {"versions": {}, "git": None}
 time.sleep(float(os.environ.get("FAKE_SLEEP", 0)))
 best = 0.002 if options["method"] == "omp" else 0.001
 rate = round(0.1 + abs(options["lr"] - best) + options["sparsity"] / 10 + options["seed"] / 100, 9)
-counts = {"substitutions": 1, "deletions": 0, "insertions": 0, "reference_tokens": 9}
+edits = round(10000 * rate)
+counts = {"substitutions": edits, "deletions": 0, "insertions": 0, "reference_tokens": 10000}
 per = {"rate": rate, **counts, "ci95": [rate, rate]}
 results = {key: options[key] for key in ("model", "method", "target", "seed", "steps")}
 results["sparsity"] = {k: options["sparsity"] for k in ("target", "in_scope", "whole_model")}
@@ -61,7 +62,7 @@ results |= {"cost": {"fine_tuning_runs": 1, "steps": 1, "training_seconds": 1.0}
 results |= {"bytes": {kind: 1 for kind in ("dense", "bitmask", "zip")}}
 results |= {"wall_seconds": 1.0, "real_time_factor": 1.0}
 (out / "metrics.jsonl").write_text("")
-line = {"utt_id": "u1", "speaker": "s1", "operations": "=========S"}
+line = {"utt_id": "u1", "speaker": "s1", "operations": "S" * edits + "=" * (10000 - edits)}
 (out / "test.jsonl").write_text(json.dumps(line) + "\\n")
 (out / "results.json").write_text(json.dumps(results))
 """
