@@ -119,6 +119,7 @@ def write_short_checkpoint(path: Path, corpus: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_gpu_items_run_on_the_cpu(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     file = tmp_path / "found.json"
@@ -266,6 +267,7 @@ def test_wrong_input_ends_with_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.long
 def test_peak_memory_is_that_of_the_process_alone() -> None:
     ballast = torch.ones(25_000_000)  # 100 MB, which a child must not be charged with
     command = "from benchmarks.reprune import peak_bytes; print(peak_bytes())"

@@ -77,6 +77,7 @@ def strings():
     return random_strings(10_000)
 
 
+@pytest.mark.long
 def test_encode_of_random_unicode_equals_hf(tiny_en, tiny_en_hf, strings):
     theirs = tiny_en_hf.encode_batch(strings, add_special_tokens=False)
     assert [tiny_en.encode(text) for text in strings] == [encoding.ids for encoding in theirs]

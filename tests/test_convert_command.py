@@ -97,6 +97,7 @@ def test_convert_command_does_not_overwrite_without_force(tmp_path, capsys):
     assert main(["--force", str(source), str(tmp_path / "b.pt")]) == 0
 
 
+@pytest.mark.long
 def test_convert_command_as_a_module_reports_a_mistake_in_one_line(tmp_path):
     command = [sys.executable, "-m", "models.convert", str(tmp_path / "no"), str(tmp_path / "b")]
     root = Path(__file__).parent.parent

@@ -266,6 +266,7 @@ def test_golden_int8_file_gives_ctranslate2s_own_encoder_output_and_logits():
     assert checkpoint.decoding["begin_suppress_ids"] == [2]
 
 
+@pytest.mark.long
 def test_real_tiny_en_has_the_known_counts(tiny_en_folder):
     checkpoint = load_weights(tiny_en_folder)
     parameters = dict(checkpoint.model.named_parameters())
@@ -280,6 +281,7 @@ def test_real_tiny_en_has_the_known_counts(tiny_en_folder):
     assert len(checkpoint.decoding["suppress_ids"]) == 90
 
 
+@pytest.mark.long
 def test_real_tiny_en_encodes_as_ctranslate2(tiny_en_folder):
     ctranslate2 = pytest.importorskip("ctranslate2")
     runner = ctranslate2.models.Whisper(str(tiny_en_folder), compute_type="float32")

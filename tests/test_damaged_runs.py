@@ -301,6 +301,7 @@ def test_a_last_checkpoint_whose_state_was_changed_is_refused_by_file_and_key(
     assert _content(out) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["initial.pt", "best.pt", "stage-dense.pt"])
 def test_a_run_is_not_gone_on_with_that_can_not_be_finished(
     small_corpus: Path, interrupted_omp: Path, tmp_path: Path, capsys: Capture, name: str

@@ -322,6 +322,7 @@ def test_recording_that_was_only_touched_is_taken_from_the_cache(
     assert counter.count == 0
 
 
+@pytest.mark.long
 def test_run_is_the_same_with_features_computed_once_kept_on_disk_or_each_step(
     small_corpus: Path, tmp_path: Path
 ) -> None:

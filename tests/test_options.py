@@ -215,6 +215,7 @@ def _exit_status(work: str, encoding: str = "utf-8", **streams: int) -> "subproc
     )
 
 
+@pytest.mark.long
 def test_program_whose_output_nobody_reads_ends_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -332,6 +333,7 @@ def test_what_a_console_cannot_show_is_spelled_out() -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.long
 def test_a_mistake_that_a_console_cannot_show_is_spelled_out() -> None:
     process = _exit_status("raise ValueError('no file \\u00e9')", "ascii")
     assert process.communicate()[1] == "name: error: no file \\xe9\n"

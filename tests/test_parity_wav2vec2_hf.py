@@ -206,6 +206,7 @@ def test_given_masked_frames_equal_hf(randomise, variant, monkeypatch):
     assert largest_difference(training.logits(waveform), theirs.lm_head(expected)) <= BOUND
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_logits_of_base_size_in_float32_equal_hf(randomise):
     theirs, ours = build_pair(partial(randomise, scale=0.02), Wav2Vec2Config())

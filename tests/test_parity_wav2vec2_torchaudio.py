@@ -86,6 +86,7 @@ def test_num_frames_equal_torchaudio(randomise, variant):
     assert torch.equal(ours.num_frames(lengths), expected)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_logits_of_base_size_in_float32_equal_torchaudio(randomise):
     import torchaudio

@@ -150,6 +150,7 @@ def test_whisper_fresh_weights_are_spread_as_hf_fresh_weights() -> None:
         assert _difference(mine.std(), theirs.std()) <= 1e-3, name  # observed 1.2e-4
 
 
+@pytest.mark.long
 def test_whisper_at_real_size_equals_hf_in_float32(randomise: Callable) -> None:
     config = WhisperConfig(vocab_size=51864)
     hf = randomise(hf_model(config), scale=0.02)

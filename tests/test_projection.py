@@ -286,6 +286,7 @@ def _logged(out: Path, event: str) -> list[str]:
     return [line.split('"seconds"')[0] for line in lines if f'"event": "{event}"' in line]
 
 
+@pytest.mark.long
 def test_training_run_projects_at_its_last_prune_and_draws_nothing_for_it(
     small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def imp(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_omp_mask_is_the_ranking_of_the_dense_runs_best_checkpoint(dense: Path, omp: Path) -> None:
     masks = load_masks(omp / "masks.pt").masks
     best = load_checkpoint(dense / "best.pt")
@@ -101,6 +102,7 @@ def test_omp_final_stage_begins_with_the_initial_weights(omp: Path, small_corpus
     assert first[1]["loss"] != first[0]["loss"]  # the same batch, but pruned
 
 
+@pytest.mark.long
 def test_imp_masks_remove_a_tenth_a_round_and_are_ranked_on_its_best_weights(imp: Path) -> None:
     masks = load_masks(imp / "masks.pt").masks
     rounds = [load_stage(imp, f"round-{k}").weights for k in (1, 2, 3)]
@@ -273,6 +275,7 @@ def test_alignments_of_every_test_utterance_are_kept(omp: Path) -> None:
     assert sum(len(line["reference"]) for line in lines) == counts["reference_tokens"]
 
 
+@pytest.mark.long
 def test_rate_starts_again_at_the_reprunes_that_are_logged(
     small_corpus: Path, tmp_path: Path
 ) -> None:

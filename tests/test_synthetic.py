@@ -32,6 +32,7 @@ def train(demo: Path) -> list[Utterance]:
     return load_timit(demo, "train")
 
 
+@pytest.mark.long
 def test_demo_corpus_has_the_promised_splits(demo: Path) -> None:
     counts = {split: len(load_timit(demo, split)) for split in ("train", "dev", "test")}
     assert counts == {"train": 220, "dev": 20, "test": 80}
@@ -107,6 +108,7 @@ def phone_spectra(utterances: list[Utterance]) -> dict[str, list[np.ndarray]]:
     return spectra
 
 
+@pytest.mark.long
 def test_demo_corpus_classes_can_be_told_apart_across_speakers(
     demo: Path, train: list[Utterance]
 ) -> None:

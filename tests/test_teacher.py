@@ -71,6 +71,7 @@ def _omp(teacher: str) -> list[str]:
     return ["--method", "omp", "--sparsity", "0.3", "--eval-every", "2", "--teacher", teacher]
 
 
+@pytest.mark.long
 def test_weight_one_on_the_task_alone_trains_as_without_a_teacher(
     small_corpus: Path, tmp_path: Path, teachers: dict[str, Path]
 ) -> None:
@@ -136,6 +137,7 @@ def _interrupt(patch: pytest.MonkeyPatch, when: Callable[[train.Run], bool]) -> 
     patch.setattr(train, "log_step", interrupt)
 
 
+@pytest.mark.long
 def test_run_that_is_its_own_teacher_learns_from_its_dense_stage_alone(
     small_corpus: Path, tmp_path: Path, taught_omp: Path
 ) -> None:
@@ -159,6 +161,7 @@ def test_run_that_is_its_own_teacher_goes_on_where_it_was_interrupted(
     assert not _differing(_weights(out / "last.pt"), _weights(taught_omp / "last.pt"))
 
 
+@pytest.mark.long
 def test_gradual_pruning_learns_from_the_model_that_its_dense_phase_left(
     small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

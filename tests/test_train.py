@@ -179,6 +179,7 @@ def test_interrupted_parp_state_keeps_the_adjusted_weights(
     assert sum(int((adjusted[name][~mask] != 0).sum()) for name, mask in last.masks.items()) > 0
 
 
+@pytest.mark.long
 def test_trained_weights_do_not_depend_on_how_often_dev_is_scored(
     small_corpus: Path, tmp_path: Path, parp_run: Path
 ) -> None:
@@ -214,6 +215,7 @@ def test_every_target_trains_and_is_scored(
     assert results[rate]["reference_tokens"] > 0
 
 
+@pytest.mark.long
 def test_loss_falls_on_a_few_utterances(small_corpus: Path, tmp_path: Path) -> None:
     assert _run(small_corpus, tmp_path / "run", "--sparsity", "0.3", steps=20) == 0
     losses = [event["loss"] for event in _events(tmp_path / "run", "train")]
