@@ -554,7 +554,8 @@ def transcribe_recordings(options: EvalOptions) -> None:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} is for scoring, and --audio not: leave one of them out")
     paths = find_recordings(options.audio)
-    lengths = [measure(path, resample=True).num_samples for path in paths]  # before any is decoded
+    # Before any is decoded.
+    lengths = [measure(path, resample=True, mix=True).num_samples for path in paths]
     device = resolve_device(options.device)
     use_device(device)
     checkpoint = load_checkpoint(options.ckpt, device=device)
@@ -566,7 +567,7 @@ def transcribe_recordings(options: EvalOptions) -> None:
     unit = "phones" if transcriber.tokenizer.kind == "phone" else "words"
     described: list[JsonObject] = []
     for group in _groups(lengths, transcriber.batch_seconds):
-        waveforms = [read_audio(paths[i], resample=True) for i in group]
+        waveforms = [read_audio(paths[i], resample=True, mix=True) for i in group]
         transcripts = transcriber.transcribe_all(waveforms, times=options.json is not None)
         for i, transcript in zip(group, transcripts, strict=True):
             if not options.json:

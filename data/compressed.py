@@ -26,8 +26,13 @@ _MOST_SAMPLES_A_BYTE = 10_000
 """Silence takes least: FLAC has 65,535 samples of it in 14 bytes."""
 
 
-def read_header(path: Path, kind: str) -> tuple[int, int]:
+def read_header(path: Path, kind: str, mix: bool = False) -> tuple[int, int]:
     """Return a recording's number of samples and its sample rate in Hz.
+
+    Args:
+        path: The recording.
+        kind: As :func:`kind_of` tells it.
+        mix: Whether several channels will do.
 
     Raises:
         ValueError: If soundfile is not installed, or the file is damaged or not mono.
@@ -37,7 +42,7 @@ def read_header(path: Path, kind: str) -> tuple[int, int]:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: {kind} that cannot be decoded ({_reason(error)})") from None
-    if info.channels != 1:
+    if info.channels != 1 and not mix:
         raise ValueError(
             f"{path}: {info.channels} channels, wanted 1: mix them down, e.g. `sox IN -c 1 OUT`"
         )
@@ -50,7 +55,7 @@ def read_header(path: Path, kind: str) -> tuple[int, int]:
 
 
 def read_samples(path: Path, kind: str, start: int, count: int) -> NDArray[np.float32]:
-    """Return ``count`` samples from ``start`` on, in [-1, 1).
+    """Return ``count`` samples from ``start`` on, in [-1, 1), the mean of the channels.
 
     Raises:
         ValueError: If soundfile is not installed, or the file is damaged or shorter.
@@ -67,7 +72,8 @@ def read_samples(path: Path, kind: str, start: int, count: int) -> NDArray[np.fl
             f"{path}: truncated, the header promises {start + count} samples and "
             f"{start - skipped + len(samples)} are there: restore the file"
         )
-    return np.asarray(samples)[skipped:]
+    mixed = samples if samples.ndim == 1 else samples.mean(1)
+    return np.asarray(mixed)[skipped:]
 
 
 def _soundfile(path: Path, kind: str) -> Any:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 from tqdm import tqdm
@@ -82,7 +82,9 @@ class Corpus:
         names = source if is_drawn else parts_of(split, self._parts)
         if not names:
             known = [part for part in [*self._parts, *self._missing] if part]
-            raise ValueError(f"{self.root} has no split {split!r}: choose {', '.join(known)}")
+            raise ValueError(
+                f"{self.root} has no split {split!r}: choose {', '.join(known)}, as in --splits"
+            )
 
         utterances = [each for name in names for each in self._part(name)]
         rule = ""
@@ -102,8 +104,8 @@ class Corpus:
             for label, utterance in product(sorted(self._wanted.labels), utterances):
                 if not utterance.label(label):
                     raise ValueError(
-                        f"{self.root}: no {label} for {utterance.utt_id}: give another --target, "
-                        "or another corpus"
+                        f"{self.root}: no {label} for {utterance.utt_id}: add them or leave it "
+                        "out, or give another --target"
                     )
             self._read[name] = utterances
         return self._read[name]
@@ -152,6 +154,25 @@ class TrainingData:
         return context
 
 
+def _check_apart(*splits: Split) -> None:
+    """Refuse a recording that is in two splits, and name speakers who are on stderr.
+
+    A score on what was trained on is none; one on known voices is flattering.
+    """
+    for first, second in combinations(splits, 2):
+        heard = {(each.path, each.start): each for each in first.utterances}
+        for other in second.utterances:
+            if one := heard.get((other.path, other.start)):
+                raise ValueError(
+                    f"{one.utt_id} of {first.name} and {other.utt_id} of {second.name} are the "
+                    f"same recording, {other.path}: leave it in one split"
+                )
+        speakers = {each.speaker for each in first.utterances} - {""}
+        if known := speakers & {each.speaker for each in second.utterances}:
+            text = f"{len(known)} speakers are in both {first.name} and {second.name}"
+            tqdm.write(f"warning: {text} ({min(known)}, ...)", file=sys.stderr)
+
+
 def load_corpus(
     corpus: Corpus, subset: str | None = None, splits: str = "train,dev,test"
 ) -> TrainingData:
@@ -163,12 +184,14 @@ def load_corpus(
         splits: Names of the three splits, joined by commas.
 
     Raises:
-        ValueError: As ``Corpus.read`` and ``select_subset``, or if there are not three names.
+        ValueError: As ``Corpus.read`` and ``select_subset``, if there are not three names, or if a
+            recording is in two splits.
     """
     names = [name.strip() for name in splits.split(",")]
     if len(set(names)) != 3:
         raise ValueError(f"--splits {splits} are not three: give train,dev,test or other names")
     train, dev, test = (corpus.read(name) for name in names)
+    _check_apart(train, dev, test)
     everything = [*train.utterances, *dev.utterances, *test.utterances]
     if test.name == "test":
         everything.append(corpus.longest_of_test())

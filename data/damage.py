@@ -1,8 +1,9 @@
 """Recordings whose bytes are not what their header says: read as they stand, they are noise.
 
-Two kinds are told. A text-mode copy (FTP in ASCII mode, ``unzip -a``, git's autocrlf) puts a CR
+Four kinds are told. A text-mode copy (FTP in ASCII mode, ``unzip -a``, git's autocrlf) puts a CR
 before every LF, in the samples too, and so adds bytes. The way back drops such CRs, and a wrong
 byte order swaps the two bytes of every sample: both leave the length right, and are told by bytes.
+So is a copy of seven bits a byte. A change of encoding, from Latin-1 to UTF-8, adds bytes again.
 """
 
 from typing import BinaryIO
@@ -19,6 +20,7 @@ _RANDOM_HIGH_BYTES = 40.0
 _SMOOTH_LOW_BYTES = 24.0
 _VALUES_OF_RANDOM_BYTES = 32  # different ones in a block, at least
 _VALUES_OF_QUIET_SPEECH = 8
+_ENOUGH_SAMPLES, _ENOUGH_VALUES = 1600, 64  # of speech, which swings both ways
 _AGREEING_SIGNS = 0.65
 
 
@@ -43,6 +45,41 @@ def count_text_mode_bytes(file: BinaryIO, surplus: int) -> int:
         pairs += content.count(b"\n")
         last = content[-1:] if content.endswith(b"\r") else b""
     return surplus if surplus <= pairs else 0
+
+
+def count_encoded_bytes(file: BinaryIO, surplus: int) -> int:
+    """Return how many bytes a change of encoding has put into a file, 0 where there was none.
+
+    Who reads bytes as Latin-1 and writes them as UTF-8 makes two of each above 127, the first of
+    them C2 or C3.
+
+    Args:
+        file: The whole file; left anywhere.
+        surplus: Bytes that it has beyond the end that its header states.
+    """
+    if surplus <= 0:
+        return 0
+    file.seek(0)
+    last, pairs = b"", 0
+    while chunk := file.read(_CHUNK):
+        content = np.frombuffer(last + chunk, np.uint8)
+        is_lead = (content == 0xC2) | (content == 0xC3)
+        is_second = (content & 0xC0) == 0x80
+        if (is_second[1:] != is_lead[:-1]).any() or (content >= 0xC4).any():
+            return 0
+        pairs += int(is_second[1:].sum())
+        last = chunk[-1:]
+    return surplus if surplus <= pairs else 0
+
+
+def has_seven_bits(pcm: bytes | memoryview) -> bool:
+    """Return whether samples have lost the top bit of every byte, so that none is negative.
+
+    Short ones, and silence, do not tell.
+    """
+    content = np.frombuffer(pcm, np.uint8)
+    enough = len(content) >= 2 * _ENOUGH_SAMPLES and len(np.unique(content)) >= _ENOUGH_VALUES
+    return bool(enough and (content < 0x80).all())
 
 
 def has_shifted_bytes(pcm: bytes | memoryview, little_endian: bool) -> bool:

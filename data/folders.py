@@ -1,5 +1,6 @@
 """Look into the folders of a corpus."""
 
+import io
 import os
 from pathlib import Path
 
@@ -24,7 +25,10 @@ def read_text(path: Path) -> str:
     """
     refuse_special(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError(f"{path}: UTF-16 text: save it as UTF-8")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}: check its permissions") from None
     except UnicodeDecodeError:

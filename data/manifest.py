@@ -15,7 +15,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def _manifests(folder: Path) -> dict[str, Path]:
     """Return the manifests of a folder by the split that each is named for."""
     manifests: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        split = OTHER_SPLITS.get(path.stem, path.stem)
+        split = _split_name(path.stem)
         if path.suffix in SUFFIXES and split in SPLITS:
             if split in manifests:
                 raise ValueError(
@@ -99,20 +99,47 @@ def read_rows(manifest: Path) -> list[Row]:
     ignored: set[str] = set()
     for number, values in raw:
         row = {"line": str(number)}
-        for name, value in values.items():
-            known = OTHER_NAMES.get(name, name)
+        _refuse_doubles([name for name, _ in values], f"{manifest}: line {number}")
+        for name, value in values:
+            known = _column(name)
             if known not in COLUMNS:
                 ignored.add(name)
             elif value.strip():
                 row[known] = value.strip()
         if "split" in row:
-            row["split"] = OTHER_SPLITS.get(row["split"], row["split"])
+            row["split"] = _split_name(row["split"])
         rows.append(row)
 
     _check_rows(rows, manifest)
     if ignored:
         tqdm.write(f"{manifest}: columns not used: {', '.join(sorted(ignored))}", file=sys.stderr)
     return rows
+
+
+def _column(name: str) -> str:
+    """Return our name of a column."""
+    lower = name.strip().lower()
+    return OTHER_NAMES.get(lower, lower)
+
+
+def _split_name(name: str) -> str:
+    """Return train, dev or test where a name stands for one, in any case; else the name."""
+    lower = name.lower()
+    known = OTHER_SPLITS.get(lower, lower)
+    return known if known in SPLITS else name
+
+
+def _refuse_doubles(names: Sequence[str], where: str) -> None:
+    """Raise where two columns stand for one thing: which of them counts is not for us to say."""
+    first: dict[str, str] = {}
+    for name in names:
+        column = _column(name)
+        if column in COLUMNS and column in first:
+            raise ValueError(
+                f"{where}: columns {first[column]} and {name} are both {column}: rename or remove "
+                "one of them"
+            )
+        first[column] = name
 
 
 def _check_rows(rows: list[Row], manifest: Path) -> None:
@@ -126,7 +153,7 @@ def _check_rows(rows: list[Row], manifest: Path) -> None:
                 raise ValueError(f"{manifest}: line {row['line']}: no {column}: add it")
 
 
-def _read_columns(manifest: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
+def _read_columns(manifest: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
     """Yield line number and values of each row of a TSV, which has no quotes, or a CSV."""
     lines = io.StringIO(read_text(manifest), newline="")
     if manifest.suffix == ".csv":
@@ -139,7 +166,7 @@ def _read_columns(manifest: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
         raise ValueError(f"{manifest}: line {reader.line_num}: {error}: mend it") from None
 
     names = header[1]
-    if "path" not in names:
+    if "path" not in map(_column, names):
         found = ", ".join(" ".join(name.split()) for name in names) or "none"
         raise ValueError(
             f"{manifest}: line 1: no column path among {found}: name the columns, of "
@@ -151,27 +178,32 @@ def _read_columns(manifest: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
                 f"{manifest}: line {number}: {len(values)} columns where line 1 has "
                 f"{len(names)}: mend it"
             )
-        yield number, dict(zip(names, values, strict=True))
+        yield number, list(zip(names, values, strict=True))
 
 
-def _read_json_lines(manifest: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Yield line number and values of each object; lists of strings become joined by spaces."""
+def _read_json_lines(manifest: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """Yield line number and pairs of each object; lists of strings become joined by spaces."""
     for number, line in enumerate(read_text(manifest).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_Pairs)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{manifest}: line {number}: no JSON ({error}): mend it") from None
-        if not isinstance(values, dict):
+        if not isinstance(values, _Pairs):
             raise ValueError(f"{manifest}: line {number}: no JSON object: mend it")
-        yield number, {name: _as_text(value) for name, value in values.items()}
+        yield number, [(name, _as_text(value)) for name, value in values]
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with all its names, the same one twice too."""
 
 
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    is_list = isinstance(value, list) and not isinstance(value, _Pairs)
+    return " ".join(map(str, value)) if is_list else str(value)
 
 
 def _read_row(row: Row, manifest: Path, wanted: Wanted) -> Utterance:

@@ -67,7 +67,7 @@ def _row(item: Utterance, root: Path) -> dict[str, str]:
         "speaker": item.speaker,
         "sex": item.sex,
         "dialect": str(item.dialect or ""),
-        "path": os.path.relpath(item.path, root),
+        "path": os.path.relpath(item.path, root.parent if root.is_file() else root),
         "num_samples": str(item.num_samples),
         "seconds": f"{item.seconds:.4f}",
         "phones39": " ".join(fold_phones([phone.label for phone in item.phones], 39)),

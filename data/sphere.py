@@ -23,13 +23,19 @@ _LARGEST_HEADER = 1024 * 1024
 
 
 class PcmLayout(NamedTuple):
-    """Where a file keeps its 16-bit mono samples, and in which byte order."""
+    """Where a file keeps its samples, and how."""
 
     offset: int  # bytes from the start of the file
-    num_samples: int
-    dtype: str  # "<i2" or ">i2"
+    num_samples: int  # of each channel
+    dtype: str  # NumPy's name, "<i2" for 16 bits; "i3" for 24 bits, of which it knows nothing
     sample_rate: int
     end: int  # bytes that the file should have
+    channels: int = 1
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a sample of all channels."""
+        return int(self.dtype[-1]) * self.channels
 
 
 def read_sphere_layout(file: BinaryIO, path: Path) -> PcmLayout:

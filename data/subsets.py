@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.files import warn_once
 from data.folders import read_text
 from data.utterance import Utterance
 
@@ -75,6 +76,8 @@ def _fill(utterances: list[Utterance], minutes: str, subset: str) -> list[Uttera
             break
         taken.add(utterance.utt_id)
         total += utterance.seconds
+    if len(taken) == len(utterances) and 60 * float(minutes) > total:
+        warn_once("subset", f"--subset {subset}: all there is are {total / 60:.1f} minutes")
     return [utterance for utterance in utterances if utterance.utt_id in taken]
 
 

@@ -356,3 +356,40 @@ def test_rates_that_would_take_gigabytes_are_refused_by_name(tmp_path: Path, rat
         file.writeframes(bytes(400))
     with pytest.raises(ValueError, match=f"a.wav: {rate} Hz can't be resampled to 16000"):
         measure(path, resample=True)
+
+
+WIDTHS = {
+    (1, 8): (np.round(64 * np.sin(np.arange(50))) + 128).astype("u1").tobytes(),
+    (1, 16): np.round(16384 * np.sin(np.arange(50))).astype("<i2").tobytes(),
+    (1, 24): b"".join(
+        int(round(4194304 * np.sin(i))).to_bytes(3, "little", signed=True) for i in range(50)
+    ),
+    (1, 32): np.round(1073741824 * np.sin(np.arange(50))).astype("<i4").tobytes(),
+    (3, 32): (0.5 * np.sin(np.arange(50))).astype("<f4").tobytes(),
+    (3, 64): (0.5 * np.sin(np.arange(50))).astype("<f8").tobytes(),
+}
+
+
+@pytest.mark.parametrize("kind", WIDTHS, ids=str)
+def test_samples_of_any_width_are_read_where_they_are_only_transcribed(
+    tmp_path: Path, kind: tuple[int, int]
+) -> None:
+    tag, bits = kind
+    path = write(tmp_path, riff_bytes(format_chunk(tag, bits=bits), chunk(b"data", WIDTHS[kind])))
+    assert measure(path, mix=True).num_samples == 50
+    expected = torch.from_numpy(0.5 * np.sin(np.arange(50))).float()
+    torch.testing.assert_close(read_audio(path, mix=True), expected, rtol=0, atol=1.01 / 2**8)
+    if kind != (1, 16):
+        with pytest.raises(ValueError, match="wanted 16"):
+            read_audio(path)
+
+
+def test_channels_are_averaged_where_they_are_only_transcribed(tmp_path: Path) -> None:
+    stereo = np.array([[100, 300], [-200, 0], [32767, -32767]], dtype="<i2")
+    path = write(tmp_path, riff_bytes(format_chunk(channels=2), chunk(b"data", stereo.tobytes())))
+    assert (read_audio(path, mix=True) * 32768).tolist() == [200.0, -100.0, 0.0]
+    soundfile.write(tmp_path / "a.flac", stereo, 16000)
+    assert (read_audio(tmp_path / "a.flac", mix=True) * 32768).tolist() == [200.0, -100.0, 0.0]
+    for name in ("a.WAV", "a.flac"):
+        with pytest.raises(ValueError, match="2 channels, wanted 1"):
+            read_audio(tmp_path / name)

@@ -122,7 +122,7 @@ def test_a_part_of_train_holds_nothing_of_a_dev_that_is_drawn(open_parts: OpenPa
 def test_a_label_that_is_wanted_and_missing_is_named(open_parts: OpenParts) -> None:
     first, second = _utterances("a")
     corpus = open_parts({"dev": [first, replace(second, text="")]})
-    with pytest.raises(ValueError, match="no text for a1: give another --target"):
+    with pytest.raises(ValueError, match="no text for a1: add them or leave it out, or give"):
         corpus.read("dev")
 
 
@@ -224,3 +224,21 @@ def test_manifest_hash_changes_with_a_label_and_with_nothing_else(tmp_path: Path
     assert again == before
     same = [one == two for one, two in zip(before, after, strict=True)]
     assert same == [True, False, True, True, True]
+
+
+def test_a_recording_in_two_splits_is_refused(open_parts: OpenParts) -> None:
+    train, dev, test = _utterances("a"), _utterances("b"), _utterances("c")
+    again = replace(train[0], utt_id="again")
+    corpus = open_parts({"train": train, "dev": [*dev, again], "test": test})
+    with pytest.raises(ValueError, match="a0 of train and again of dev are the same recording"):
+        load_corpus(corpus)
+
+
+def test_speakers_in_two_splits_are_said(
+    open_parts: OpenParts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, dev, test = _utterances("a"), _utterances("b"), _utterances("c")
+    known = [replace(each, speaker=train[0].speaker or "x") for each in test]
+    named = [replace(each, speaker=train[0].speaker or "x") for each in train]
+    load_corpus(open_parts({"train": named, "dev": dev, "test": known}))
+    assert "1 speakers are in both train and test" in capsys.readouterr().err

@@ -367,6 +367,15 @@ BAD_MANIFESTS = {
     "missing": ("a.csv", "path,text\ny.wav,b\n", "cannot read .*y.wav"),
     "no text": ("a.csv", "path,text\nx.wav,\n", "no text for x"),
     "no bytes": ("a.csv", b"path\n\xff\xfe", "not text"),
+    "UTF-16": ("a.tsv", "path\ttext\nx.wav\tb\n".encode("utf-16"), "UTF-16 text: save it as UTF-8"),
+    "two texts": ("a.csv", "path,text,sentence\nx.wav,b,c\n", "columns text and sentence are both"),
+    "text twice": ("a.csv", "path,text,Text\nx.wav,b,c\n", "columns text and Text are both text"),
+    "two ids": (
+        "a.jsonl",
+        '{"path": "x.wav", "id": "a", "utt_id": "b"}\n',
+        "id and utt_id are both",
+    ),
+    "key twice": ("a.jsonl", '{"path": "x.wav", "text": "a", "text": "b"}\n', "text and text are"),
 }
 
 
@@ -451,3 +460,12 @@ def test_an_utterance_is_named_by_recording_and_times(tmp_path: Path) -> None:
     utterances = Corpus(manifest, wanted=Wanted(labels={"text"})).read("all").utterances
     assert [each.utt_id for each in utterances] == ["a-b-0.01-0.1", "a-b-0.02-0.1"]
     assert replace(utterances[0], utt_id="", start=0).num_samples == 1440
+
+
+def test_columns_and_splits_of_a_manifest_may_be_spelled_in_any_case(tmp_path: Path) -> None:
+    write_sphere(tmp_path / "x.wav", torch.zeros(1600).short())
+    rows = ["Path\tTEXT\tSplit", "x.wav\ta\tTRAIN", "x.wav\tb\tValidation", "x.wav\tc\tTest"]
+    (tmp_path / "a.tsv").write_text("\n".join(rows) + "\n")
+    corpus = Corpus(tmp_path / "a.tsv", wanted=Wanted(labels={"text"}))
+    texts = {name: corpus.read(name).utterances[0].text for name in ("train", "dev", "test")}
+    assert texts == {"train": "a", "dev": "b", "test": "c"}

@@ -120,6 +120,47 @@ SOUND = {
 }
 
 
+def test_bytes_written_as_utf_8_are_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path, _sphere(SAMPLES).decode("latin-1").encode())
+    with pytest.raises(ValueError, match="taken for Latin-1 text and written as UTF-8"):
+        measure(path)
+
+
+def test_a_copy_of_seven_bits_a_byte_is_refused(tmp_path: Path) -> None:
+    content = _sphere(SAMPLES)
+    path = _write(tmp_path, content[:1024] + bytes(byte & 0x7F for byte in content[1024:]))
+    with pytest.raises(ValueError, match="no byte of its samples has the top bit"):
+        read_audio(path)
+
+
+def test_a_recording_that_is_refused_is_not_warned_of_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_SAID", set())
+    content = _sphere(SAMPLES)
+    damaged = bytes(byte & 0x7F for byte in content[1024:])
+    path = _write(tmp_path, content[:1024] + damaged + b"stray")
+    with pytest.raises(ValueError, match="top bit"):
+        read_audio(path)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "data_size"), [(0xFFFFFFFF, 0xFFFFFFFF), (0, 0), (36, 0)])
+def test_a_riff_whose_sizes_were_never_stated_is_read_to_its_end(
+    tmp_path: Path, size: int, data_size: int
+) -> None:
+    path = _write(tmp_path, _riff(SAMPLES, size, data_size))
+    assert measure(path).num_samples == len(SAMPLES)
+    assert torch.equal(read_audio(path), torch.from_numpy(SAMPLES.astype(np.float32) / 32768))
+
+
+def test_a_riff_without_samples_and_with_a_chunk_behind_is_empty(tmp_path: Path) -> None:
+    content = _riff(SAMPLES[:0]) + b"LIST" + struct.pack("<I", 4) + b"INFO"
+    path = _write(tmp_path, content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
+    with pytest.raises(ValueError, match="no samples"):
+        measure(path)
+
+
 @pytest.mark.parametrize("samples", SOUND.values(), ids=SOUND)
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_odd_but_sound_recordings_are_read_whole(

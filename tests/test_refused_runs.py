@@ -162,3 +162,10 @@ def test_a_refused_resume_changes_nothing(
     assert train.main([*argv, "--resume", "auto"]) == 2
     assert "has other weights than the teacher" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_option_of_log_mels_given_to_waveforms_is_said_to_be_left_out(
+    small_corpus: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(_argv(small_corpus, out, "--audio-ctx", "own", "--steps", "0")) == 0
+    assert "--audio-ctx is of log-mels, and w2v2-demo hears waveforms" in capsys.readouterr().err

@@ -179,3 +179,14 @@ def test_stages_of_a_run_on_another_corpus_are_not_reused(
     assert train.main(_argv(corpus, tmp_path / "omp", *flags)) == 2
     assert "give a run on the same data to --reuse" in capsys.readouterr().err
     assert not (tmp_path / "omp").exists()
+
+
+def test_paths_of_a_manifest_corpus_are_relative_to_its_folder(
+    splits: Splits, tmp_path: Path
+) -> None:
+    (tmp_path / "corpus.tsv").write_text("path\n")
+    write_manifest(splits, tmp_path / "corpus.tsv", tmp_path / "m.tsv")
+    header, first, *_ = (line.split("\t") for line in (tmp_path / "m.tsv").read_text().splitlines())
+    path = first[header.index("path")]
+    assert not path.startswith("..")
+    assert (tmp_path / path).is_file()

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from data import files
 from data.subsets import select_subset
 from data.timit import load_timit
 from data.utterance import Utterance
@@ -36,8 +37,14 @@ def test_minutes_depend_on_neither_order_nor_the_rest_of_the_corpus(
     assert backwards == chosen[::-1]
 
 
-def test_more_minutes_than_there_are_take_all(utterances: list[Utterance]) -> None:
+def test_more_minutes_than_there_are_take_all_and_say_so(
+    utterances: list[Utterance],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files, "_SAID", set())
     assert select_subset(utterances, "minutes=100") == utterances
+    assert "--subset minutes=100: all there is are" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

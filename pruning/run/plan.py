@@ -132,7 +132,10 @@ def _find_data_and_weights(options: TrainOptions) -> TrainingData:
 
     if "audio_ctx" in default_front_end(options.model):
         data.audio_context(options.audio_ctx)
-    check_references([data.dev, data.test], labels_of(options.target))
+    elif options.audio_ctx != "auto":
+        said = f"--audio-ctx is of log-mels, and {options.model} hears waveforms; left out"
+        tqdm.write(said, file=sys.stderr)
+    check_references([data.train, data.dev, data.test], labels_of(options.target))
     return data
 
 
