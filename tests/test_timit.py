@@ -238,7 +238,8 @@ BAD_LABELS = {
     "no phones": (".PHN", "\n", "no phones"),
     "bad words": (".WRD", "0 300\n", "line 1: '0 300' is not"),
     "no sentence": (".TXT", "0 300\n", "line 1: not `start end sentence`"),
-    "not text": (".TXT", b"\xff\xfe0", "not text"),
+    "not text": (".TXT", b"\xff\xfc0", "not text"),
+    "UTF-16": (".TXT", b"\xff\xfe0\x00", "UTF-16 text: save it as UTF-8"),
 }
 
 
