@@ -153,7 +153,7 @@ def test_every_value_of_another_type_in_a_runs_file_is_one_line(
         (("curves", "reprune", 0, "iou_first"), MISSING, "reprune[0].iou_first is missing"),
         (("utterances", 3, "operations"), "=X", "utterances[3].operations is '=X', expected"),
         (("options", "lr"), [1], "runs[1].options.lr"),
-        (("results", "per", "rate"), 0.25, "the results have 0.25"),
+        (("results", "per", "rate"), 0.25, "results.json has 0.25"),
         (("utterances", 3, "operations"), "SSSS", "its alignments have"),
     ],
 )

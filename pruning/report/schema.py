@@ -168,15 +168,15 @@ class Checker:
         for kind, count in counted.items():
             if results[metric][kind] != count:
                 raise ValueError(
-                    f"{self._path}: its alignments have {count} {kind.replace('_', ' ')}, the "
-                    f"results {results[metric][kind]}: {self._remedy}"
+                    f"{self._path}: its alignments have {count} {kind.replace('_', ' ')}, "
+                    f"results.json {results[metric][kind]}: {self._remedy}"
                 )
         edits = sum(letters[letter] for letter in "SDI")
         rate = edits / counted["reference_tokens"] if counted["reference_tokens"] else 0.0
         if edits and not math.isclose(results[metric]["rate"], rate, rel_tol=1e-9):
             raise ValueError(
                 f"{self._path}: {edits} edits of {counted['reference_tokens']} are a rate of "
-                f"{rate:.6g}, the results have {results[metric]['rate']:.6g}: {self._remedy}"
+                f"{rate:.6g}, results.json has {results[metric]['rate']:.6g}: {self._remedy}"
             )
 
     def error(self, name: str, value: object, expected: str) -> ValueError:
