@@ -9,7 +9,7 @@ import pytest
 from matplotlib import image
 
 from pruning.report.__main__ import main
-from pruning.report.groups import build_groups, layer_and_role, mask_drift
+from pruning.report.groups import build_groups, describe_option, layer_and_role, mask_drift
 from pruning.report.records import dump_runs, load_records, load_runs
 from pruning.report.words import p_value
 from tests.run_folders import write_run
@@ -535,3 +535,8 @@ def test_report_into_the_folder_of_a_run_is_refused(
 ) -> None:
     run = write_run(tmp_path / "run")
     assert "is the folder of a run" in _refused(capsys, run, "--out", run)
+
+
+def test_a_long_name_of_a_folder_is_cut_in_a_label() -> None:
+    said = describe_option("teacher", "runs/study/" + "gmp-" + 30 * "long" + "-seed0")
+    assert said == "teacher gmp-longlonglong...nglong-seed0"

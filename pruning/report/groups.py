@@ -240,13 +240,14 @@ def describe_option(name: str, value: Any, others: Iterable[Any] = ()) -> str:
 
 
 def _tail(path: str, paths: set[str]) -> str:
-    """Return the last parts of a path, as many as tell it from the others."""
+    """Return the last parts of a path, as many as tell it from the others, long ones cut."""
     parts = path.split("/")
     for depth in range(1, len(parts)):
         tail = "/".join(parts[-depth:])
         if sum(other == tail or other.endswith(f"/{tail}") for other in paths) == 1:
-            return tail
-    return path
+            parts = parts[-depth:]
+            break
+    return "/".join(f"{part[:16]}...{part[-12:]}" if len(part) > 40 else part for part in parts)
 
 
 def _varied(records: Sequence[Record], told: Told) -> list[str]:
