@@ -19,6 +19,7 @@ from pruning.schedules import SCHEDULES
 DPI = 300
 BESIDE = 0.008  # of the range of sparsities, between the rows of one
 TITLE_LETTERS = 62
+LABEL_LETTERS = 44
 CURVE_ROOM = 1.5  # times the median of a learning curve; early scores are often far above
 LONG_LABEL = 12  # letters; longer ones stand at the rows alone, with numbers
 # Wong's colours that are told apart with colour-blindness, and four of Tol's.
@@ -156,7 +157,7 @@ def _styles(group: Group) -> dict[str, dict[str, Any]]:
             "marker": MARKERS.get(method, "."),
             "linestyle": LINES[variant % len(LINES)],
             "markersize": 5,
-            "label": label,
+            "label": fill(label, LABEL_LETTERS),
         }
     return styles
 
@@ -225,7 +226,8 @@ def _against_dense(group: Group, runs: Runs) -> tuple[str, Any] | None:
     found = {label: difference_of(pairs) for label, pairs in rows.items() if pairs}
     if not found:
         return None
-    figure, ((axes,),) = _figure(7.5, 1.3 + 0.32 * len(found))
+    lines = sum(len(fill(label, LABEL_LETTERS).split("\n")) for label in found)
+    figure, ((axes,),) = _figure(7.5, 1.3 + 0.1 * len(found) + 0.22 * lines)
     styles = _styles(group)
 
     for place, (label, difference) in enumerate(found.items()):
@@ -234,7 +236,7 @@ def _against_dense(group: Group, runs: Runs) -> tuple[str, Any] | None:
         axes.plot([100 * difference.rate], [place], marker="o", markersize=5, color=colour)
 
     axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(found)), list(found))
+    axes.set_yticks(range(len(found)), [fill(label, LABEL_LETTERS) for label in found])
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.margins(x=0.08)
     at = f"sparsity {whole_percent(group.middle[0].sparsity)} %"
@@ -256,7 +258,7 @@ def _cost(group: Group, runs: Runs) -> tuple[str, Any] | None:
         steps = cell.mean(lambda record: record["results"]["cost"]["steps"])
         tunings = cell.mean(lambda record: record["results"]["cost"]["fine_tuning_runs"])
         axes.vlines(steps, *_bounds(cell.test), color=style["color"], alpha=0.4)
-        style["label"] = f"{cell.label}: {tunings:g} run{'' if tunings == 1 else 's'}"
+        style["label"] += f": {tunings:g} run{'' if tunings == 1 else 's'}"
         axes.plot([steps], [100 * cell.test.rate], **style)
 
     _finish(
@@ -323,7 +325,10 @@ def _overlaps(group: Group, runs: Runs) -> tuple[str, Any] | None:
     columns = labels
     if max(map(len, labels)) > LONG_LABEL:
         columns = [f"{place}" for place in range(1, len(labels) + 1)]
-        rows = [f"{label}  {place}" for label, place in zip(labels, columns, strict=True)]
+        rows = [
+            fill(f"{label}  {place}", LABEL_LETTERS)
+            for label, place in zip(labels, columns, strict=True)
+        ]
     figure = _heat_maps(panels, rows, columns, 0.32, "intersection over union", numbers=True)
     figure.suptitle(f"{group.title}: overlap of the masks of two methods", fontsize=10)
     return "Overlap of the masks of two methods, with that of random masks in the titles", figure
