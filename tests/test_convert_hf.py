@@ -260,6 +260,11 @@ def test_from_hf_lists_every_weight_that_does_not_fit(tmp_path, theirs):
         ("base", {"conv_dim": [12, 12]}, "need one entry per layer"),
         ("base", {"model_type": "wavlm"}, "model_type 'wavlm' is not implemented"),
         ("whisper", {"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+        (
+            "base",
+            {"num_attention_heads": 5},
+            "json: hidden_size .* of num_attention_heads 5: correct",
+        ),
         ("whisper", {"scale_embedding": True}, "scale_embedding = True"),
     ],
 )

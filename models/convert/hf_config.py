@@ -1,5 +1,6 @@
 """Configs of Hugging Face models and our own: a family's table, read in both directions."""
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -33,7 +34,12 @@ def read_hf_config(file: JsonFile) -> tuple[Family, Any]:
     table = family.hugging_face.config
     theirs = take_fields({name: Field(kind, default) for name, _, kind, default in table}, file)
     ours = {name_here: theirs[name] for name, name_here, _, _ in table}
-    return read_config(family.name, family.hugging_face.read_config(file, ours))
+    try:
+        return read_config(family.name, family.hugging_face.read_config(file, ours))
+    except ValueError as error:  # which speaks of our names, and the file has others
+        their_name = {name_here: name for name, name_here, _, _ in table}
+        said = re.sub(r"\w+", lambda word: their_name.get(word[0], word[0]), str(error))
+        raise ValueError(f"config.json: {said}: correct the file") from None
 
 
 def hf_config(model: SpeechModel, decoding: DecodingFacts) -> JsonObject:
