@@ -311,6 +311,11 @@ class Schedule:
         return 0
 
     @property
+    def rate_phases(self) -> tuple[int, ...]:
+        """Steps at which the learning rate begins anew with its warm-up."""
+        return ()
+
+    @property
     def has_dense_phase(self) -> bool:
         """Whether pruned weights are trained after steps in which nothing was pruned."""
         return self.rewinds and len(self.stages) > 1

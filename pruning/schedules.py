@@ -394,12 +394,24 @@ class GradualOptions(LatentOptions):
         "parp-latent",
         False,
     )
+    rate_per_phase: bool = option(
+        "the dense share has a whole learning rate schedule, from warm-up to fall, and the rest "
+        "of the steps another: with --teacher self two runs in one",
+        False,
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
         if not 0.0 <= self.dense_share < 1.0:
             raise ValueError(f"dense_share {self.dense_share:g} is no share: give one in [0, 1)")
+        if self.rate_per_phase and self.lr_restart:
+            raise ValueError("--rate-per-phase and --lr-restart are two schedules: leave one out")
+        if self.rate_per_phase and not self.dense_share:
+            raise ValueError(
+                "--rate-per-phase is for two phases, and --dense-share 0 leaves one: raise it, or "
+                "leave this out"
+            )
 
 
 class GradualPruning(LatentPARP):
@@ -446,6 +458,11 @@ class GradualPruning(LatentPARP):
     def dense_steps(self) -> int:
         """The first ``dense_share`` of the steps."""
         return round(self.options.dense_share * self.num_steps)
+
+    @property
+    def rate_phases(self) -> tuple[int, ...]:
+        """Where the dense share ends, if the options give each phase a schedule."""
+        return (self.dense_steps,) if self.options.rate_per_phase else ()
 
     @property
     def has_dense_phase(self) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,10 @@ def _parse(*flags: str) -> TrainOptions:
         ("rp", {"random_mask"}),
         ("imp", {"score", "rewind_step", "round_steps", "reuse"}),
         ("parp-p", {"score", "start_sparsity", "growth", "grow_until"}),
-        ("gmp", {"score", "dense_share", "latent", "latent_decay", "cooldown"}),
+        (
+            "gmp",
+            {"score", "dense_share", "rate_per_phase", "latent", "latent_decay", "cooldown"},
+        ),
     ],
 )
 def test_a_method_takes_its_own_options(method: str, own: set[str]) -> None:
@@ -112,6 +116,18 @@ def test_latent_decay_of_weights_that_are_not_latent_is_refused() -> None:
     build_schedule("parp-latent", options)
     with pytest.raises(ValueError, match="--latent-decay is for gmp with --latent"):
         build_schedule("gmp", options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dense_share": 0.0}, "--dense-share 0 leaves one"),
+        ({"lr_restart": True}, "two schedules: leave one out"),
+    ],
+)
+def test_rate_of_phases_that_are_not_there_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MethodOptions(sparsity=0.5, **{"rate_per_phase": True, **options})
 
 
 def test_options_of_other_methods_in_an_older_run_are_no_difference() -> None:

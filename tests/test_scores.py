@@ -158,6 +158,16 @@ def test_rate_starts_again_at_prunes_and_falls_to_a_tenth() -> None:
     assert max(rates) == 1.0
 
 
+def test_rate_of_a_phase_is_that_of_a_run_of_its_length() -> None:
+    optimizer = Optimizer(nn.Linear(2, 1), 1.0, 1.0, (), steps=100, hold=0.2, phases=[40])
+    rates = []
+    for step in range(100):
+        optimizer.step(step, torch.zeros(()))
+        rates.append(optimizer.lr)
+    assert rates[:40] == [learning_rate_factor(step, 40, 0.1, 0.2) for step in range(40)]
+    assert rates[40:] == [learning_rate_factor(step, 60, 0.1, 0.2) for step in range(60)]
+
+
 def test_prunes_in_the_warm_up_leave_it_as_it_is() -> None:
     rates = [restarted_factor(step, 100, 0.2, [10, 15]) for step in range(100)]
     assert rates[:20] == [learning_rate_factor(step, 100, 0.2, 0.0) for step in range(20)]

@@ -289,6 +289,18 @@ def test_rate_starts_again_at_the_reprunes_that_are_logged(
     assert rates[6] < rates[5] < 1e-2
 
 
+def test_dense_share_and_the_rest_each_have_a_whole_schedule_of_the_rate(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    flags = ("--method", "gmp", "--rate-per-phase", "--dense-share", "0.5", "--teacher", "self")
+    assert _run(small_corpus, tmp_path / "run", "gmp", *flags, "--cooldown", "0.2", steps=12) == 0
+    events = _events(tmp_path / "run")
+    rates = [event["lr"] for event in events if event["event"] == "train"]
+    assert rates[:6] == rates[6:]
+    assert rates[0] < rates[1] == 1e-2 > rates[5]
+    assert [event["step"] for event in events if event["event"] == "reprune"] == [8, 10]
+
+
 @pytest.mark.long
 def test_zeroed_moments_change_the_run_and_default_keeps_them(
     small_corpus: Path, tmp_path: Path

@@ -68,6 +68,7 @@ class Optimizer:
         scale_loss: Scale the loss as fp16 needs (``torch.amp.GradScaler``).
         patience: Non-finite steps in a row before ``check`` raises.
         restarts: Steps (from 0) at which the rate starts again, see :func:`restarted_factor`.
+        phases: Steps (from 0) at which the rate begins anew with all its stages, its warm-up too.
         gradients: Those of the parameters that train; made here where they are not given.
 
     Attributes:
@@ -92,6 +93,7 @@ class Optimizer:
         scale_loss: bool = False,
         patience: int = 10,
         restarts: Sequence[int] = (),
+        phases: Sequence[int] = (),
         gradients: FlatGradients | None = None,
     ) -> None:
         trained = trained_parameters(model)
@@ -110,12 +112,19 @@ class Optimizer:
         device = self.gradients.vector.device
         self._scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
         self._steps, self._warmup, self._hold = steps, warmup, hold
-        self._restarts = restarts
+        self._restarts, self._phases = restarts, phases
         self._clip = clip
         self._patience = patience
         # skipped so far, skipped in a row, the longest row since the last check
         self._skipped = torch.zeros(3, dtype=torch.int64, device=device)
         self.lr = 0.0
+
+    def _rate_factor(self, number: int) -> float:
+        if self._restarts:
+            return restarted_factor(number, self._steps, self._warmup, self._restarts)
+        begun = max([0, *(phase for phase in self._phases if phase <= number)])
+        end = min([self._steps, *(phase for phase in self._phases if phase > number)])
+        return learning_rate_factor(number - begun, end - begun, self._warmup, self._hold)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``, scaled where fp16 needs it."""
@@ -127,11 +136,7 @@ class Optimizer:
         Returns:
             The gradient norm before clipping, a scalar on the device.
         """
-        if self._restarts:
-            factor = restarted_factor(number, self._steps, self._warmup, self._restarts)
-        else:
-            factor = learning_rate_factor(number, self._steps, self._warmup, self._hold)
-
+        factor = self._rate_factor(number)
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.lr = self._adam.param_groups[0]["lr"]
@@ -290,6 +295,7 @@ def build_optimizer(
     new_head: Sequence[str],
     steps: int,
     restarts: Sequence[int] = (),
+    phases: Sequence[int] = (),
     gradients: FlatGradients | None = None,
 ) -> Optimizer:
     """Return a fresh optimizer for so many steps.
@@ -301,6 +307,7 @@ def build_optimizer(
         new_head: Names of the parameters of a new head.
         steps: Optimizer steps.
         restarts: As for :class:`Optimizer`.
+        phases: As for :class:`Optimizer`.
         gradients: As for :class:`Optimizer`.
     """
     return Optimizer(
@@ -316,5 +323,6 @@ def build_optimizer(
         scale_loss=options.precision == "fp16",
         patience=options.patience,
         restarts=restarts,
+        phases=phases,
         gradients=gradients,
     )

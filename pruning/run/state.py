@@ -207,6 +207,7 @@ def build_stage_optimizer(run: Run) -> None:
         run.checkpoint.run.new_head,
         run.steps,
         restarts,
+        run.schedule.rate_phases,
         run.gradients,
     )
     run.schedule.optimizer = run.optimizer
