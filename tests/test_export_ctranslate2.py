@@ -175,6 +175,7 @@ def test_pruned_fine_tuned_tiny_en_gives_the_same_tokens_on_speech(
     command = [sys.executable, "train.py", "--model", "whisper-tiny", "--init", tiny_en_folder]
     command += ["--target", "text", "--sparsity", "0.4", "--steps", "20", "--prune-every", "10"]
     command += ["--lr", "2e-5", "--batch-seconds", "32", "--subset", "minutes=5"]
+    command += ["--eval-every", "20"]
     command += ["--data", speech_root, "--device", "cpu", "--out", tmp_path / "run"]
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
     best = load_checkpoint(tmp_path / "run" / "best.pt")
