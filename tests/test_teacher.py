@@ -166,7 +166,7 @@ def test_gradual_pruning_learns_from_the_model_that_its_dense_phase_left(
     small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--method", "gmp", "--sparsity", "0.5", "--dense-share", "0.4", "--prune-every", "1"]
-    flags += ["--teacher", "self", "--distill-hidden", "1"]
+    flags += ["--teacher", "self", "--distill-hidden", "1", "--rate-per-phase"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     adjusted = {}
 
@@ -190,6 +190,19 @@ def test_gradual_pruning_learns_from_the_model_that_its_dense_phase_left(
     assert _run(small_corpus, halves, *flags, "--resume", "auto", steps=6) == 0
     assert _train_events(halves) == events
     assert not _differing(_weights(whole / "last.pt"), _weights(halves / "last.pt"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["w2v2-demo", "whisper-demo"])
+def test_dense_share_with_a_rate_of_its_own_ends_as_a_dense_run_of_its_length(
+    small_corpus: Path, tmp_path: Path, model: str
+) -> None:
+    flags = ["--method", "gmp", "--sparsity", "0.5", "--dense-share", "0.5", "--prune-every", "1"]
+    flags += ["--teacher", "self", "--rate-per-phase"]
+    dense, run = tmp_path / "dense", tmp_path / "run"
+    assert _run(small_corpus, dense, "--method", "dense", model=model, steps=4) == 0
+    assert _run(small_corpus, run, *flags, model=model, steps=8) == 0
+    assert not _differing(_weights(run / "teacher.pt"), _weights(dense / "last.pt"))
 
 
 @pytest.mark.long
