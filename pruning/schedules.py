@@ -469,6 +469,15 @@ class GradualPruning(LatentPARP):
         """Whether the dense share is above 0."""
         return self.options.dense_share > 0.0
 
+    def start(self, params: Params, num_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Begin; raise ValueError where a phase with a schedule of the rate has no step."""
+        super().start(params, num_steps, *args, **kwargs)
+        if self.options.rate_per_phase and num_steps and not self.dense_steps:
+            raise ValueError(
+                f"--rate-per-phase: the dense share has none of the {num_steps} steps; raise "
+                "--dense-share, or --steps"
+            )
+
     def initial_masks(self, params: Params, previous: Params | None) -> Masks:
         """Return masks that drop nothing."""
         return self.rank(params, 0.0)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import train
 from data.options import option, parse_options, with_fields_of
@@ -128,6 +129,14 @@ def test_latent_decay_of_weights_that_are_not_latent_is_refused() -> None:
 def test_rate_of_phases_that_are_not_there_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         MethodOptions(sparsity=0.5, **{"rate_per_phase": True, **options})
+
+
+def test_rate_per_phase_is_refused_where_the_dense_share_has_no_step() -> None:
+    options = MethodOptions(sparsity=0.5, **{"rate_per_phase": True, "dense_share": 0.01})
+    schedule = build_schedule("gmp", options)
+    schedule.start({"w": torch.ones(4)}, 100)
+    with pytest.raises(ValueError, match="none of the 10 steps"):
+        schedule.start({"w": torch.ones(4)}, 10)
 
 
 def test_options_of_other_methods_in_an_older_run_are_no_difference() -> None:
