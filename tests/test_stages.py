@@ -42,6 +42,14 @@ def _events(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in timings} for line in lines]
 
 
+def _rates(out: Path) -> dict[int, float]:
+    return {event["step"]: event["lr"] for event in _events(out) if event["event"] == "train"}
+
+
+def _reprunes(out: Path) -> list[int]:
+    return [event["step"] for event in _events(out) if event["event"] == "reprune"]
+
+
 def _report(out: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((out / "results.json").read_text())
     return report
@@ -281,10 +289,8 @@ def test_rate_starts_again_at_the_reprunes_that_are_logged(
 ) -> None:
     flags = ("--method", "gmp", "--score", "fisher", "--lr-restart", "--dense-share", "0.2")
     assert _run(small_corpus, tmp_path / "run", "gmp", *flags, "--prune-every", "3", steps=12) == 0
-    events = _events(tmp_path / "run")
-    pruned = [event["step"] for event in events if event["event"] == "reprune"]
-    assert pruned == [3, 6, 8]
-    rates = {event["step"]: event["lr"] for event in events if event["event"] == "train"}
+    assert _reprunes(tmp_path / "run") == [3, 6, 8]
+    rates = _rates(tmp_path / "run")
     assert [step for step in rates if rates[step] == 1e-2] == [4, 7, 9]
     assert rates[6] < rates[5] < 1e-2
 
@@ -292,13 +298,12 @@ def test_rate_starts_again_at_the_reprunes_that_are_logged(
 def test_dense_share_and_the_rest_each_have_a_whole_schedule_of_the_rate(
     small_corpus: Path, tmp_path: Path
 ) -> None:
-    flags = ("--method", "gmp", "--rate-per-phase", "--dense-share", "0.5", "--teacher", "self")
-    assert _run(small_corpus, tmp_path / "run", "gmp", *flags, "--cooldown", "0.2", steps=12) == 0
-    events = _events(tmp_path / "run")
-    rates = [event["lr"] for event in events if event["event"] == "train"]
+    flags = ("--rate-per-phase", "--dense-share", "0.5", "--teacher", "self", "--cooldown", "0.2")
+    assert _run(small_corpus, tmp_path / "run", "gmp", *flags, steps=12) == 0
+    rates = list(_rates(tmp_path / "run").values())
     assert rates[:6] == rates[6:]
     assert rates[0] < rates[1] == 1e-2 > rates[5]
-    assert [event["step"] for event in events if event["event"] == "reprune"] == [8, 10]
+    assert _reprunes(tmp_path / "run") == [8, 10]
 
 
 @pytest.mark.long

@@ -162,11 +162,12 @@ def test_run_that_is_its_own_teacher_goes_on_where_it_was_interrupted(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("rate", [[], ["--rate-per-phase"]], ids=["one rate", "rate per phase"])
 def test_gradual_pruning_learns_from_the_model_that_its_dense_phase_left(
-    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: list[str]
 ) -> None:
     flags = ["--method", "gmp", "--sparsity", "0.5", "--dense-share", "0.4", "--prune-every", "1"]
-    flags += ["--teacher", "self", "--distill-hidden", "1", "--rate-per-phase"]
+    flags += ["--teacher", "self", "--distill-hidden", "1", *rate]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     adjusted = {}
 

@@ -119,13 +119,6 @@ class Optimizer:
         self._skipped = torch.zeros(3, dtype=torch.int64, device=device)
         self.lr = 0.0
 
-    def _rate_factor(self, number: int) -> float:
-        if self._restarts:
-            return restarted_factor(number, self._steps, self._warmup, self._restarts)
-        begun = max([0, *(phase for phase in self._phases if phase <= number)])
-        end = min([self._steps, *(phase for phase in self._phases if phase > number)])
-        return learning_rate_factor(number - begun, end - begun, self._warmup, self._hold)
-
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``, scaled where fp16 needs it."""
         self._scaler.scale(loss).backward()
@@ -237,6 +230,12 @@ class Optimizer:
         self._scaler.load_state_dict(scaler)
         self._skipped = skipped.to(self._skipped.device)
 
+    def _rate_factor(self, number: int) -> float:
+        if self._restarts:
+            return restarted_factor(number, self._steps, self._warmup, self._restarts)
+        begin, end = _part_of(number, 0, self._steps, self._phases)
+        return learning_rate_factor(number - begin, end - begin, self._warmup, self._hold)
+
 
 def _are_moments(state: Any, parameter: Tensor) -> bool:
     """Return whether ``state`` is what Adam keeps of a parameter."""
@@ -252,7 +251,7 @@ def _are_moments(state: Any, parameter: Tensor) -> bool:
     )
 
 
-def learning_rate_factor(step: int, steps: int, warmup: float, hold: float) -> float:
+def learning_rate_factor(step: float, steps: float, warmup: float, hold: float) -> float:
     """Return the factor of the peak rate at ``step`` (from 0) of ``steps``.
 
     Three stages: linear from 0.01 to 1 over the share ``warmup`` of the run, constant over the
@@ -283,9 +282,14 @@ def restarted_factor(step: int, steps: int, warmup: float, restarts: Sequence[in
     """
     if step < warmup * steps:
         return learning_rate_factor(step, steps, warmup, hold=0.0)
-    start = max([warmup * steps, *(restart for restart in restarts if restart <= step)])
-    end = min([steps, *(restart for restart in restarts if restart > step)])
-    return 1.0 - 0.9 * (step - start) / (end - start)
+    begin, end = _part_of(step, warmup * steps, steps, restarts)
+    return 1.0 - 0.9 * (step - begin) / (end - begin)
+
+
+def _part_of(step: int, first: float, last: int, starts: Sequence[int]) -> tuple[float, int]:
+    """Return begin and end of the part around ``step``, where ``starts`` cut the whole."""
+    begin = max([first, *(start for start in starts if start <= step)])
+    return begin, min([last, *(start for start in starts if start > step)])
 
 
 def build_optimizer(
